@@ -1,0 +1,510 @@
+"""The published numbers of five papers, where they contradict each other, and our rows beside them.
+
+`assets/paper_tables.csv` holds one row per printed cell of every results table of SKD, DDPP, GLD, PoDD and ESP
+(688 cells). `published()` finds cells, `conflicts()` computes where two tables claim different numbers for the same
+thing, `NOTES` lists what must be known and cannot be computed, and `beside()` puts measured rows next to the papers.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+TABLES = Path(__file__).parent / "assets" / "paper_tables.csv"
+PAPERS = {
+    "SKD": "Generative Dataset Distillation Based on Self-Knowledge Distillation (Li et al.)",
+    "DDPP": "Dataset Distillation Using Parameter Pruning (Li et al.)",
+    "GLD": "Generative Dataset Distillation: Balancing Global Structure and Local Details (Li et al.)",
+    "PoDD": "Distilling Datasets Into Less Than One Image (Shul et al.)",
+    "ESP": "Dataset Condensation via Expert Subspace Projection (Ma et al.)",
+}
+NOT_RUN = "not run"
+
+# A complete method printed under a longer name; `published(variant="")` and `conflicts()` treat both names as one.
+SAME_AS_COMPLETE = {("KIP", "KIP to NN"), ("CAFE", "CAFE + DSA"), ("ESP", "L_Proj + L_DM")}
+
+# (classes, scalars per image), for the budget of a row that nobody has run yet
+IMAGES = {
+    "mnist": (10, 784), "fashion_mnist": (10, 784), "fashion_mini": (10, 784), "toy": (4, 256),
+    "cifar10": (10, 3072), "svhn": (10, 3072), "cifar100": (100, 3072), "tiny_imagenet": (200, 12288),
+}
+STORES_PLAIN_IMAGES = {"Random", "Herding", "K-Center", "Forgetting", "DC", "DSA", "DM", "CAFE", "MTT", "DDPP"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed cell. Accuracies in percent; `ipc` is a number or "full"; `accuracy_std` is None if not printed."""
+
+    paper: str
+    table: str
+    dataset: str
+    method: str
+    ipc: int | float | str
+    train_arch: str  # network(s) the data was distilled with, "" where the paper does not say
+    eval_arch: str  # network trained on the data and tested
+    variant: str  # "" for the complete method
+    accuracy_mean: float
+    accuracy_std: float | None
+    source: str
+    note: str
+
+    @property
+    def claim(self) -> tuple[str, str, int | float | str, str, str]:
+        """What the number is about: (dataset, method, ipc, eval_arch, variant)."""
+        complete = (self.method, self.variant) in SAME_AS_COMPLETE
+        return self.dataset, self.method, self.ipc, self.eval_arch, "" if complete else self.variant
+
+    @property
+    def value(self) -> str:
+        return _value(self.accuracy_mean, self.accuracy_std)
+
+    @property
+    def place(self) -> str:
+        return f"{self.paper} {self.table}" if self.table.startswith("Fig") else f"{self.paper} table {self.table}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something about printed numbers that comparing cells cannot find. Empty fields mean "any"."""
+
+    text: str
+    papers: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    ipc: int | None = None
+    eval_arch: str = ""
+
+
+NOTES = (
+    Note(
+        "SKD table 1 and GLD table 1 print the same three Fashion-MNIST cells for KIP and for DSA, deviations "
+        "included; one of them is probably a copying slip.",
+        ("SKD", "GLD"), ("fashion_mnist",), ("KIP", "DSA"), eval_arch="convnet3",
+    ),
+    Note(
+        "KIP at IPC 10: DDPP table II says 62.7 is of width 1024 and 57.6 of width 128, while SKD table 2, GLD table 2 "
+        "and DDPP table III print 47.6±0.9 (DDPP: also width 128).",
+        ("SKD", "GLD", "DDPP", "ESP"), ("cifar10",), ("KIP",), ipc=10, eval_arch="convnet3",
+    ),
+    Note(
+        "DDPP table II has KIP on CIFAR-100 lower at width 1024 (15.7, 28.3) than at width 128 (18.2, 32.8).",
+        ("DDPP",), ("cifar100",), ("KIP",), eval_arch="convnet3",
+    ),
+    Note(
+        "The same CAFE numbers are called CAFE by DDPP, SKD and GLD, and CAFE + DSA by ESP.",
+        ("SKD", "DDPP", "GLD", "ESP"), ("cifar10", "cifar100"), ("CAFE",), eval_arch="convnet3",
+    ),
+    Note(
+        "On DenseNet-121, ESP table 2 has the full SVHN set (89.1±0.8) below several condensed sets (up to 91.0).",
+        ("ESP",), ("svhn",), ("Full dataset",), eval_arch="densenet121",
+    ),
+    Note(
+        "PoDD table 2 prints an average of 10.8 for DM; its four values give 10.725.",
+        ("PoDD",), ("average",), ("DM",), ipc=1,
+    ),
+    Note(
+        "The caption of PoDD figure 1 gives the standard method at 1 IPC 35.5 on CIFAR-100; in table 2 that is RCIG, "
+        "while RaT-BPTT has 35.3.",
+        ("PoDD",), ("cifar100",), ("RCIG", "RaT-BPTT"), ipc=1, eval_arch="convnet3",
+    ),
+    Note(
+        "Every standard deviation of PoDD and its cells below 1 IPC (except CIFAR-100 at 0.4) are missing.",
+        ("PoDD",), (), ("PoDD",),
+    ),
+    Note("SKD table 1 and GLD table 1 do not name their test network; ConvNet-3 is inferred from their tables 2.",
+         ("SKD", "GLD")),
+    Note(
+        "All 140 cells that SKD and GLD share are identical. SKD cites GLD but does not list it; GLD is higher in some "
+        "cells (CIFAR-10 IPC 1: 52.3 against 51.6; ResNet-18: 71.6 against 69.9).",
+        ("SKD", "GLD"), (), ("SKD", "GLD"),
+    ),
+    Note(
+        "DDPP section III-C claims 5.2 over MTT on ResNet-18; table III gives 51.8 - 46.4 = 5.4.",
+        ("DDPP",), ("cifar10",), ("DDPP", "MTT"), ipc=10, eval_arch="resnet18",
+    ),
+    Note(
+        "ESP section 4.3 claims gains of 2.3, 5.4, 2.3 and 9.7 % at IPC 1. Against KFS these are relative and match "
+        "for SVHN, CIFAR-10 and Tiny ImageNet; CIFAR-100 (41.1 against 40.0) is 2.75 %.",
+        ("ESP",), (), ("ESP", "KFS"),
+    ),
+    Note(
+        "ESP claims the state of the art on all four datasets; KFS is higher in its own tables for CIFAR-100 IPC 10 "
+        "(50.6 against 48.0), Tiny ImageNet IPC 10 (27.8 against 26.6) and CIFAR-10 IPC 50 on DenseNet-121.",
+        ("ESP",), (), ("ESP", "KFS"),
+    ),
+)
+
+
+# ---------------------------------------------------------------------------------------------------- published cells
+
+
+@cache
+def cells() -> tuple[Cell, ...]:
+    """All 688 printed cells, in the order of the papers' tables."""
+    with TABLES.open(newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row["ipc"] = parse_ipc(row["ipc"])
+        row["accuracy_mean"] = float(row["accuracy_mean"])
+        row["accuracy_std"] = _number(row["accuracy_std"])
+    return tuple(Cell(**row) for row in rows)
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The datasets the papers report, without the derived "average" column of PoDD."""
+    return tuple(sorted({cell.dataset for cell in cells()} - {"average"}))
+
+
+def method_names() -> tuple[str, ...]:
+    return tuple(sorted({cell.method for cell in cells()}, key=str.lower))
+
+
+def parse_ipc(ipc: int | float | str) -> int | float | str:
+    """1, 1.0 and "1" are one budget; "full" stays; anything else is an error."""
+    if ipc == "full":
+        return "full"
+    try:
+        number = float(ipc)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f'ipc must be a positive number of images per class or "full", got {ipc!r}')
+    return int(number) if number.is_integer() else number
+
+
+def published(
+    dataset: str | None = None,
+    method: str | None = None,
+    ipc: int | float | str | None = None,
+    *,
+    eval_arch: str | None = "convnet3",
+    variant: str | None = "",
+    paper: str | None = None,
+) -> list[Cell]:
+    """The printed cells that match every argument given; None matches all.
+
+    `variant=""` is the complete method, also where a paper prints it under a longer name ("KIP to NN").
+    ValueError lists the valid values when a dataset, method, network or paper occurs in no table.
+    """
+    _choose("dataset", dataset, {cell.dataset for cell in cells()})
+    _choose("method", method, method_names())
+    _choose("eval_arch", eval_arch, {cell.eval_arch for cell in cells()} - {""})
+    _choose("variant", variant, {cell.variant for cell in cells()})
+    _choose("paper", paper, PAPERS)
+    ipc = None if ipc is None else parse_ipc(ipc)
+    return [
+        cell for cell in cells()
+        if dataset in (None, cell.dataset) and method in (None, cell.method) and ipc in (None, cell.ipc)
+        and eval_arch in (None, cell.eval_arch) and variant in (None, cell.variant, cell.claim[-1])
+        and paper in (None, cell.paper)
+    ]
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Cells that claim the same thing with different numbers."""
+
+    dataset: str
+    method: str
+    ipc: int | float | str
+    eval_arch: str
+    variant: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def values(self) -> dict[str, list[Cell]]:
+        """Each printed value with the cells that print it."""
+        return _by_value(self.cells)
+
+    def __str__(self) -> str:
+        what = ", ".join(filter(None, (self.method, self.variant, self.dataset, f"IPC {self.ipc}", self.eval_arch)))
+        return f"{what}: {_where(self.values)}"
+
+
+def conflicts(
+    dataset: str | None = None,
+    method: str | None = None,
+    ipc: int | float | str | None = None,
+    *,
+    eval_arch: str | None = None,
+    variant: str | None = None,
+) -> list[Conflict]:
+    """Groups of cells about one (dataset, method, ipc, eval_arch, variant) whose numbers differ.
+
+    A cell without a deviation agrees with every cell of the same mean. Computed from the tables; see also `NOTES`.
+    """
+    groups: dict[tuple[str, str, int | float | str, str, str], list[Cell]] = {}
+    for cell in published(dataset, method, ipc, eval_arch=eval_arch, variant=variant):
+        groups.setdefault(cell.claim, []).append(cell)
+    return [Conflict(*claim, cells=tuple(group)) for claim, group in groups.items() if len(_by_value(group)) > 1]
+
+
+def notes(
+    dataset: str | None = None, method: str | None = None, *, paper: str | None = None, eval_arch: str | None = None
+) -> list[Note]:
+    """The `NOTES` that may concern these cells."""
+    _choose("dataset", dataset, {cell.dataset for cell in cells()})
+    _choose("method", method, method_names())
+    _choose("paper", paper, PAPERS)
+    return [
+        note for note in NOTES
+        if (dataset is None or not note.datasets or dataset in note.datasets)
+        and (method is None or not note.methods or method in note.methods)
+        and (paper is None or not note.papers or paper in note.papers)
+        and (eval_arch is None or note.eval_arch in ("", eval_arch))
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- ours beside the papers
+
+
+@dataclass(frozen=True)
+class Table:
+    """A printed table: `text()` in a terminal, HTML in a notebook. Every cell is a string."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    footnotes: tuple[str, ...] = ()
+    caption: str = ""
+    numeric: frozenset[str] = field(default_factory=frozenset)  # columns aligned to the right
+
+    def text(self) -> str:
+        """Aligned monospace columns, caption above, numbered footnotes below."""
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        right = [name in self.numeric for name in self.columns]
+
+        def line(row: Sequence[str]) -> str:
+            parts = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+            return "  ".join(parts).rstrip()
+
+        head = [self.caption, ""] if self.caption else []
+        foot = ["", *(f"[{i}] {note}" for i, note in enumerate(self.footnotes, 1))] if self.footnotes else []
+        return "\n".join([*head, line(self.columns), "  ".join("-" * w for w in widths), *map(line, self.rows), *foot])
+
+    def html(self) -> str:
+        """A table with caption, column and row headers; on a narrow screen it scrolls and keeps its first column."""
+        align = ["num" if name in self.numeric else "txt" for name in self.columns]
+        columns = zip(self.columns, align, strict=True)
+        head = "".join(f'<th scope="col" class="{side}">{escape(name)}</th>' for name, side in columns)
+        body = []
+        for row in self.rows:
+            first, *rest = (_marks(escape(cell)) for cell in row)
+            data = "".join(f'<td class="{a}">{c}</td>' for c, a in zip(rest, align[1:], strict=True))
+            body.append(f'<tr><th scope="row" class="txt">{first}</th>{data}</tr>')
+        rows = "\n".join(body)
+        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
+        foot = "".join(f"<li>{escape(note)}</li>" for note in self.footnotes)
+        foot = f"<ol>{foot}</ol>" if foot else ""
+        label = escape(self.caption or "results", quote=True)
+        return (
+            f'<div class="ddlib-table"><style>{_TABLE_CSS}</style>'
+            f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
+            f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>{foot}</div>"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+    def __str__(self) -> str:
+        return self.text()
+
+    __repr__ = __str__
+
+
+# Colours are set, not inherited: the page's dark theme puts a light box behind HTML outputs.
+_TABLE_CSS = (
+    ".ddlib-table{color:#1f2328;background:#fff;font-size:.9em;padding:.5em}"
+    ".ddlib-table .scroll{overflow-x:auto;max-width:100%}"
+    ".ddlib-table table{border-collapse:collapse;margin:0;width:auto}"
+    ".ddlib-table caption{caption-side:top;text-align:left;color:#1f2328;font-weight:600;padding:.2em .6em .5em}"
+    ".ddlib-table th,.ddlib-table td{padding:.3em .6em;border:0;border-bottom:1px solid #d0d7de;background:#fff;"
+    "color:#1f2328;white-space:nowrap;font-variant-numeric:tabular-nums}"
+    ".ddlib-table thead th{border-bottom:2px solid #57606a;vertical-align:bottom}"
+    ".ddlib-table th:first-child{position:sticky;left:0;font-weight:600}"
+    ".ddlib-table .txt{text-align:left}.ddlib-table .num{text-align:right}"
+    ".ddlib-table ol{margin:.6em 0 0;padding-left:1.8em;font-size:.9em}"
+)
+
+COLUMNS = ("method", "ipc", "budget", "paper", "ours: mean±std (n)", "protocol/preset", "width", "device", "minutes")
+_NUMERIC = frozenset({"ipc", "budget", "width", "minutes"})
+
+
+def beside(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    dataset: str,
+    ipcs: Sequence[int | float | str] | int | float | str,
+    methods: Sequence[str],
+    protocol: str | None = None,
+    preset: str | None = None,
+    eval_arch: str = "convnet3",
+    variant: str = "",
+    width: int | None = None,
+    published_as: str | None = None,
+    caption: str | None = None,
+) -> Table:
+    """Measured rows next to the papers: one line per method and ipc, "Full dataset" once, missing runs as "not run".
+
+    rows: dictionaries with the columns of measured.csv, values as text or numbers, in file order. Where several rows
+    match, the latest in file order wins, but a row of preset "tiny" never replaces another. `protocol`, `preset` and
+    `width` restrict the rows; `variant` is the version of the method without its width ("" is the complete method).
+    published_as: whose published numbers to show, for a dataset that is in no paper ("fashion_mini").
+    """
+    measured: list[Mapping[str, Any]] = [dict(row) for row in rows]
+    for row in measured:
+        missing = [name for name in ("dataset", "method", "ipc", "eval_arch", "accuracy_mean") if name not in row]
+        if missing:
+            raise ValueError(f"a measured row lacks {', '.join(missing)}; read rows with ddlib.evaluate.read_rows")
+    known_methods = {*method_names(), *(row["method"] for row in measured)}
+    _choose("dataset", dataset, {*dataset_names(), *IMAGES, *(row["dataset"] for row in measured)})
+    _choose("dataset for published_as", published_as, dataset_names())
+    methods = [methods] if isinstance(methods, str) else list(methods)
+    ipcs = [parse_ipc(ipc) for ipc in ([ipcs] if isinstance(ipcs, int | float | str) else ipcs)]
+    for method in methods:
+        _choose("method", method, known_methods)
+    if not methods or not ipcs:
+        raise ValueError("beside() needs at least one method and one ipc")
+
+    source = published_as or dataset
+    footnotes: list[str] = []
+    if published_as and published_as != dataset:
+        footnotes.append(_stand_in(dataset, published_as))
+    wanted = [(m, i) for i in ipcs if i != "full" for m in methods if m != "Full dataset"]
+    if "Full dataset" in methods:
+        wanted.append(("Full dataset", "full"))
+
+    lines, protocols = [], []
+    for method, ipc in wanted:
+        found = [cell for cell in cells() if cell.claim == (source, method, ipc, eval_arch, variant)]
+        values = _by_value(found)
+        paper = " / ".join(values) or "-"
+        marks = [1] if found and published_as and published_as != dataset else []
+        if len(values) > 1:
+            marks.append(_footnote(footnotes, f"the papers disagree: {_where(values)}"))
+        for note in NOTES:
+            about = method in note.methods and source in note.datasets and note.eval_arch == eval_arch
+            if found and about and note.ipc in (None, ipc):
+                marks.append(_footnote(footnotes, note.text))
+        paper += "".join(f" [{mark}]" for mark in marks)
+
+        measurement = _latest(
+            measured, dataset=dataset, method=method, ipc=ipc, protocol=protocol, preset=preset, eval_arch=eval_arch,
+            variant=variant, width=width,
+        )
+        if measurement is None:
+            lines.append((method, str(ipc), _budget(dataset, method, ipc), paper, NOT_RUN, "-", "-", "-", "-"))
+            continue
+        protocols.append(str(measurement.get("protocol") or ""))
+        ours = _value(float(measurement["accuracy_mean"]), _number(measurement.get("accuracy_std")))
+        if measurement.get("n"):
+            ours += f" ({int(float(row['n']))})"
+        if measurement.get("preset") == "tiny":
+            mark = _footnote(footnotes, "a tiny run: it shows that the code works, not what the method can do")
+            ours += f" [{mark}]"
+        scalars, minutes = _number(measurement.get("budget_scalars")), _number(measurement.get("minutes"))
+        how = "/".join(str(measurement[name]) for name in ("protocol", "preset") if measurement.get(name)) or "-"
+        budget = _budget(dataset, method, ipc) if scalars is None else f"{scalars:,.0f}"
+        trained, device = str(_split_variant(measurement)[1] or "-"), str(measurement.get("device") or "-")
+        took = "-" if minutes is None else f"{minutes:.1f}"
+        lines.append((method, str(ipc), budget, paper, ours, how, trained, device, took))
+    if len(set(protocols)) > 1:
+        footnotes.append(f"rows of different protocols ({', '.join(sorted(set(protocols)))}) do not compare")
+    if caption is None:
+        caption = f"{dataset}, test accuracy in percent, evaluated on {eval_arch}"
+    return Table(COLUMNS, tuple(lines), tuple(footnotes), caption, _NUMERIC)
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _choose(what: str, given: str | None, valid: Iterable[str]) -> None:
+    valid = set(valid)
+    if given is not None and given not in valid:
+        names = ", ".join(sorted(valid - {""}, key=str.lower))
+        raise ValueError(f"unknown {what} {given!r}; choose from {names}")
+
+
+def _value(mean: float, std: float | None) -> str:
+    return f"{mean:.1f}" if std is None else f"{mean:.1f}±{std:.1f}"
+
+
+def _number(text: Any) -> float | None:
+    """A measured value that may be missing: "" and None are None."""
+    return None if text in ("", None) else float(text)
+
+
+def _by_value(group: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """{"26.5±0.4": cells, ...} in order of appearance; a bare mean joins a value with the same mean if there is one."""
+    values: dict[str, list[Cell]] = {}
+    for cell in sorted(group, key=lambda cell: cell.accuracy_std is None):
+        key = cell.value
+        if cell.accuracy_std is None:
+            key = next((known for known in values if known.startswith(f"{key}±")), key)
+        values.setdefault(key, []).append(cell)
+    return values
+
+
+def _where(values: Mapping[str, Sequence[Cell]]) -> str:
+    places = {value: ", ".join(dict.fromkeys(cell.place for cell in group)) for value, group in values.items()}
+    return "; ".join(f"{value} in {where}" for value, where in places.items())
+
+
+def _footnote(footnotes: list[str], text: str) -> int:
+    """The number of this footnote, added if it is new."""
+    if text not in footnotes:
+        footnotes.append(text)
+    return footnotes.index(text) + 1
+
+
+def _stand_in(dataset: str, published_as: str) -> str:
+    text = f"published numbers are for {published_as}, not for {dataset}"
+    if (dataset, published_as) == ("fashion_mini", "fashion_mnist"):
+        text += ", which is about a tenth of it (500 training and 100 test images per class)"
+    return text
+
+
+def _marks(text: str) -> str:
+    return re.sub(r" \[(\d+)\]", r"<sup>[\1]</sup>", text)
+
+
+def _budget(dataset: str, method: str, ipc: int | float | str) -> str:
+    """Stored scalars of a plain image set, "-" where it depends on the run."""
+    if method in STORES_PLAIN_IMAGES and dataset in IMAGES and not isinstance(ipc, str):
+        num_classes, scalars = IMAGES[dataset]
+        return f"{ipc * num_classes * scalars:,.0f}"
+    return "-"
+
+
+def _split_variant(row: Mapping[str, Any]) -> tuple[str, int | None]:
+    """("no standardization", 32) of the variant "no standardization, width 32"."""
+    parts = [part.strip() for part in re.split(r"[,;]", str(row.get("variant") or "")) if part.strip()]
+    widths = [int(part.split()[1]) for part in parts if re.fullmatch(r"width \d+", part)]
+    return ", ".join(p for p in parts if not re.fullmatch(r"width \d+", p)), widths[-1] if widths else None
+
+
+def _latest(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    ipc: int | float | str,
+    protocol: str | None,
+    preset: str | None,
+    variant: str,
+    width: int | None,
+    **equal: str,
+) -> Mapping[str, Any] | None:
+    """The last matching row in file order, the last complete one if there is any."""
+    matching = [
+        row for row in rows
+        if all(row[name] == value for name, value in equal.items()) and parse_ipc(row["ipc"]) == ipc
+        and protocol in (None, row.get("protocol")) and preset in (None, row.get("preset"))
+        and _split_variant(row)[0] == variant and width in (None, _split_variant(row)[1])
+    ]
+    full = [row for row in matching if row.get("preset") != "tiny"]
+    return (full or matching)[-1] if matching else None
