@@ -1,0 +1,248 @@
+"""Differentiable siamese augmentation (DSA, Zhao and Bilen 2021): draw the parameters once, apply them to many batches.
+
+A strategy names operations, as in "color_crop_cutout_flip_scale_rotate", and each call applies one of them to the whole
+batch. *Siamese* means one value for all images, so that real and synthetic images are changed in the same way;
+otherwise every image gets its own value. Every operation is linear in the pixels (plus a constant), so gradients of any
+order reach them.
+
+Differs from the published code: parameters come from an explicit generator, not from a reset global one, and images are
+resampled with `align_corners=False` everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import floor, pi
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from ddlib.data import ImageSet
+
+DSA = "color_crop_cutout_flip_scale_rotate"
+
+BRIGHTNESS = 0.5         # added to every pixel, within +-0.5, in the units of normalised pixels
+SATURATION = 2.0         # the difference to the pixel's mean over channels is multiplied by 0 to 2
+CONTRAST = 0.5           # the difference to the image's mean is multiplied by 1 +- 0.5
+CROP = 0.125             # largest translation, as a part of the side: 4 pixels at 28 and at 32
+CUTOUT = 0.5             # side of the square that is cut out, as a part of the image's side
+FLIP = 0.5               # probability
+SCALE = 1.2              # the sampling grid is multiplied by 1/1.2 to 1.2, each axis on its own
+ROTATE = 15.0            # degrees, to either side
+
+
+@dataclass(frozen=True)
+class Params:
+    """What `draw` decided: the operations in the order in which `apply` takes them, and their values.
+
+    values: one tensor (n, k) per operation, n = 1 for siamese use or the batch size. size: (h, w) of the images.
+    """
+
+    ops: tuple[str, ...]
+    values: tuple[Tensor, ...]
+    size: tuple[int, int]
+
+
+def _uniform(n: int, k: int, low: float, high: float, rng: Generator) -> Tensor:
+    return low + (high - low) * torch.rand((n, k), generator=rng)
+
+
+# Each operation is a pair: draw(n, h, w, rng) -> values (n, k), and apply(images (B, c, h, w), values), n = 1 or B.
+
+
+def _draw_color(n: int, h: int, w: int, rng: Generator) -> Tensor:
+    brightness = _uniform(n, 1, -BRIGHTNESS, BRIGHTNESS, rng)
+    saturation = _uniform(n, 1, 0, SATURATION, rng)
+    contrast = _uniform(n, 1, 1 - CONTRAST, 1 + CONTRAST, rng)
+    return torch.cat([brightness, saturation, contrast], dim=1)                        # (n, 3)
+
+
+def _color(images: Tensor, values: Tensor) -> Tensor:
+    brightness, saturation, contrast = values.to(images.dtype).T[..., None, None, None]    # (n, 1, 1, 1) each
+    images = images + brightness
+    if images.shape[1] > 1:                                  # one channel is its own mean: saturation changes nothing
+        grey = images.mean(dim=1, keepdim=True)                                        # (B, 1, h, w)
+        images = torch.lerp(grey, images, saturation)
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)                                    # (B, 1, 1, 1)
+    return torch.lerp(mean, images, contrast)
+
+
+def _draw_crop(n: int, h: int, w: int, rng: Generator) -> Tensor:
+    down, right = floor(h * CROP + 0.5), floor(w * CROP + 0.5)
+    return torch.cat([torch.randint(-most, most + 1, (n, 1), generator=rng) for most in (down, right)], dim=1)
+
+
+def _crop(images: Tensor, values: Tensor) -> Tensor:
+    """Translate by values (n, 2) = pixels down and right, with zeros where nothing arrives."""
+    if len(values) == 1:
+        down, right = values[0].tolist()
+        return F.pad(images, (right, -right, down, -down))                             # a negative pad cuts
+    b, c, h, w = images.shape
+    rows = torch.arange(h, device=images.device) - values[:, :1]                       # (B, h), the row that arrives
+    cols = torch.arange(w, device=images.device) - values[:, 1:]                       # (B, w)
+    inside = ((rows >= 0) & (rows < h))[:, :, None] & ((cols >= 0) & (cols < w))[:, None, :]
+    index = rows.clamp(0, h - 1)[:, :, None] * w + cols.clamp(0, w - 1)[:, None, :]    # (B, h, w)
+    index = index.view(b, 1, h * w).expand(b, c, h * w)
+    moved = images.reshape(b, c, h * w).gather(2, index).view(b, c, h, w)
+    return moved * inside[:, None].to(images.dtype)
+
+
+def _draw_cutout(n: int, h: int, w: int, rng: Generator) -> Tensor:
+    """Centres (n, 2). A square of even side has its centre between pixels, hence one more place for it."""
+    sides = floor(h * CUTOUT + 0.5), floor(w * CUTOUT + 0.5)
+    highs = h + 1 - sides[0] % 2, w + 1 - sides[1] % 2
+    return torch.cat([torch.randint(0, high, (n, 1), generator=rng) for high in highs], dim=1)
+
+
+def _cutout(images: Tensor, values: Tensor) -> Tensor:
+    h, w = images.shape[2:]
+    sides = floor(h * CUTOUT + 0.5), floor(w * CUTOUT + 0.5)
+    top, left = values[:, :1] - sides[0] // 2, values[:, 1:] - sides[1] // 2           # (n, 1) each
+    rows, cols = torch.arange(h, device=images.device), torch.arange(w, device=images.device)
+    in_rows = (rows >= top) & (rows < top + sides[0])                                  # (n, h)
+    in_cols = (cols >= left) & (cols < left + sides[1])                                # (n, w)
+    keep = ~(in_rows[:, :, None] & in_cols[:, None, :])                                # (n, h, w)
+    return images * keep[:, None].to(images.dtype)
+
+
+def _draw_flip(n: int, h: int, w: int, rng: Generator) -> Tensor:
+    return torch.rand((n, 1), generator=rng) < FLIP
+
+
+def _flip(images: Tensor, values: Tensor) -> Tensor:
+    return torch.where(values[:, :, None, None], images.flip(3), images)
+
+
+def _draw_scale(n: int, h: int, w: int, rng: Generator) -> Tensor:
+    return _uniform(n, 2, 1 / SCALE, SCALE, rng)
+
+
+def _scale(images: Tensor, values: Tensor) -> Tensor:
+    return _resample(images, torch.diag_embed(values))
+
+
+def _draw_rotate(n: int, h: int, w: int, rng: Generator) -> Tensor:
+    return _uniform(n, 1, -ROTATE * pi / 180, ROTATE * pi / 180, rng)                  # radians
+
+
+def _rotate(images: Tensor, values: Tensor) -> Tensor:
+    h, w = images.shape[2:]
+    cos, sin = values.cos(), values.sin()                                              # (n, 1) each
+    matrix = torch.cat([cos, -sin * h / w, sin * w / h, cos], dim=1)    # the grid runs from -1 to 1 along either side
+    return _resample(images, matrix.view(-1, 2, 2))
+
+
+def _resample(images: Tensor, matrix: Tensor) -> Tensor:
+    """Sample at the grid times matrix (n, 2, 2), in coordinates (x, y) of [-1, 1], bilinearly, with zeros outside."""
+    b, c, h, w = images.shape
+    theta = F.pad(matrix.to(images.dtype), (0, 1))                                     # (n, 2, 3), no translation
+    grid = F.affine_grid(theta, [len(theta), c, h, w], align_corners=False)            # (n, h, w, 2)
+    # one grid for all images: let the batch be channels, so that its weights are computed once
+    stacked = images.reshape(len(theta), -1, h, w)
+    return _GridSample.apply(stacked, grid, False).view(b, c, h, w)
+
+
+class _GridSample(torch.autograd.Function):
+    """`F.grid_sample`, which older versions of torch (2.8) differentiate only once.
+
+    For a fixed grid it is a linear map of the images, so its derivative is its transpose and the other way round.
+    """
+
+    @staticmethod
+    def forward(images: Tensor, grid: Tensor, transposed: bool) -> Tensor:
+        if transposed:   # its second argument only gives the shape: input and output images have the same
+            return torch.ops.aten.grid_sampler_2d_backward(images, images, grid, 0, 0, False, [True, False])[0]
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, grid, ctx.transposed = inputs
+        ctx.save_for_backward(grid)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _GridSample.apply(grad, ctx.saved_tensors[0], not ctx.transposed), None, None
+
+
+OPS: dict[str, tuple[Callable[[int, int, int, Generator], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "color": (_draw_color, _color),
+    "crop": (_draw_crop, _crop),
+    "cutout": (_draw_cutout, _cutout),
+    "flip": (_draw_flip, _flip),
+    "scale": (_draw_scale, _scale),
+    "rotate": (_draw_rotate, _rotate),
+}
+
+
+def parse(strategy: str) -> tuple[str, ...]:
+    """"flip_rotate" -> ("flip", "rotate"); "" and "none" -> (). Raises ValueError for an unknown operation."""
+    ops = () if strategy in ("", "none") else tuple(strategy.split("_"))
+    for op in ops:
+        if op not in OPS:
+            raise ValueError(f"unknown operation {op!r} in {strategy!r}; join some of {', '.join(OPS)} by '_', or none")
+    return ops
+
+
+def strategy_for(real: ImageSet, strategy: str = DSA) -> str:
+    """The strategy without "flip" where a mirror image is another class or none, as with digits."""
+    return "_".join(op for op in parse(strategy) if not (op == "flip" and real.has_orientation))
+
+
+def draw(
+    strategy: str,
+    batch: int,
+    shape: tuple[int, int, int],
+    rng: Generator,
+    *,
+    siamese: bool = False,
+    mode: Literal["single", "all"] = "single",
+) -> Params:
+    """Decide what to do to a batch of (c, h, w) images; `rng` is a CPU generator.
+
+    siamese: one value for all images, applicable to any batch size; else one per image, for batches of `batch`.
+    mode: "single" draws one of the listed operations (DSA); "all" takes flip, color and cutout whenever they are listed
+    and draws one of the others (IDC, DiM).
+    """
+    if mode not in ("single", "all"):
+        raise ValueError(f"unknown mode {mode!r}; choose 'single' or 'all'")
+    ops = parse(strategy)
+    before, after = [], []
+    if mode == "all":
+        before = [op for op in ("flip", "color") if op in ops]
+        after = [op for op in ("cutout",) if op in ops]
+        ops = tuple(op for op in ops if op not in (*before, *after))
+    one = [ops[int(torch.randint(len(ops), (), generator=rng))]] if ops else []
+    chosen = (*before, *one, *after)
+    _, h, w = shape
+    values = tuple(OPS[op][0](1 if siamese else batch, h, w, rng) for op in chosen)
+    return Params(chosen, values, (h, w))
+
+
+def apply(params: Params, images: Tensor) -> Tensor:
+    """Augmented images (B, c, h, w): float, in the space the networks see, differentiable in the pixels."""
+    if params.ops and (not images.is_floating_point() or tuple(images.shape[2:]) != params.size):
+        raise ValueError(
+            f"expected float images of {params.size[0]}x{params.size[1]} pixels, as the parameters were drawn for, "
+            f"got {images.dtype} of shape {tuple(images.shape)}"
+        )
+    for op, values in zip(params.ops, params.values, strict=True):
+        if len(values) not in (1, len(images)):
+            raise ValueError(f"the parameters are for {len(values)} images, got {len(images)}; siamese=True fits any batch")
+        images = OPS[op][1](images, values.to(images.device))
+    return images
+
+
+def augment(
+    images: Tensor,
+    strategy: str,
+    rng: Generator,
+    siamese: bool = False,
+    mode: Literal["single", "all"] = "single",
+) -> Tensor:
+    """Draw and apply in one: (B, c, h, w) -> (B, c, h, w)."""
+    _, c, h, w = images.shape
+    return apply(draw(strategy, len(images), (c, h, w), rng, siamese=siamese, mode=mode), images)
