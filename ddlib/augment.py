@@ -78,17 +78,12 @@ def _draw_crop(n: int, h: int, w: int, rng: Generator) -> Tensor:
 
 def _crop(images: Tensor, values: Tensor) -> Tensor:
     """Translate by values (n, 2) = pixels down and right, with zeros where nothing arrives."""
-    if len(values) == 1:
-        down, right = values[0].tolist()
-        return F.pad(images, (right, -right, down, -down))                             # a negative pad cuts
     b, c, h, w = images.shape
-    rows = torch.arange(h, device=images.device) - values[:, :1]                       # (B, h), the row that arrives
-    cols = torch.arange(w, device=images.device) - values[:, 1:]                       # (B, w)
-    inside = ((rows >= 0) & (rows < h))[:, :, None] & ((cols >= 0) & (cols < w))[:, None, :]
-    index = rows.clamp(0, h - 1)[:, :, None] * w + cols.clamp(0, w - 1)[:, None, :]    # (B, h, w)
-    index = index.view(b, 1, h * w).expand(b, c, h * w)
-    moved = images.reshape(b, c, h * w).gather(2, index).view(b, c, h, w)
-    return moved * inside[:, None].to(images.dtype)
+    framed = F.pad(images, (1, 1, 1, 1)).view(b, c, -1)            # one frame of zeros serves every distance
+    rows = (torch.arange(1, h + 1, device=images.device) - values[:, :1]).clamp(0, h + 1)      # (n, h), where each
+    cols = (torch.arange(1, w + 1, device=images.device) - values[:, 1:]).clamp(0, w + 1)      # (n, w)  comes from
+    index = rows[:, :, None] * (w + 2) + cols[:, None, :]                              # (n, h, w)
+    return framed.gather(2, index.view(-1, 1, h * w).expand(b, c, -1)).view(b, c, h, w)
 
 
 def _draw_cutout(n: int, h: int, w: int, rng: Generator) -> Tensor:
@@ -231,7 +226,9 @@ def apply(params: Params, images: Tensor) -> Tensor:
         )
     for op, values in zip(params.ops, params.values, strict=True):
         if len(values) not in (1, len(images)):
-            raise ValueError(f"the parameters are for {len(values)} images, got {len(images)}; siamese=True fits any batch")
+            raise ValueError(
+                f"the parameters are for {len(values)} images, got {len(images)}; draw them with siamese=True to share"
+            )
         images = OPS[op][1](images, values.to(images.device))
     return images
 
