@@ -126,7 +126,8 @@ def _draw_rotate(n: int, h: int, w: int, rng: Generator) -> Tensor:
 
 def _rotate(images: Tensor, values: Tensor) -> Tensor:
     h, w = images.shape[2:]
-    cos, sin = values.cos(), values.sin()                                              # (n, 1) each
+    angle = values.to(images.dtype)                                                    # (n, 1)
+    cos, sin = angle.cos(), angle.sin()
     matrix = torch.cat([cos, -sin * h / w, sin * w / h, cos], dim=1)    # the grid runs from -1 to 1 along either side
     return _resample(images, matrix.view(-1, 2, 2))
 
