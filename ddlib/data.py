@@ -7,27 +7,21 @@ An ImageSet keeps its images as uint8 on the device; a Preprocess turns a batch 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import numbers
 import os
 import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets as tv
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2.functional import resize
 
 KINDS = ("none", "standardize", "zca_a", "zca_b")
 SPLIT_SEED = 0                # the validation split is part of a data set's definition: one seed for everybody
@@ -88,9 +82,9 @@ class Preprocess:
             raise ValueError(f"unknown preprocessing {kind!r}; choose from {', '.join(KINDS)}")
         if kind == "none":
             return cls.none().to(images.device, dtype)
-        count, channels, *sides = images.shape
-        if count == 0:
-            raise ValueError("no training images to fit the preprocessing to: give at least one")
+        count = len(images)
+        if count == 0 or zca_eps <= 0:
+            raise ValueError(f"{count} images and zca_eps {zca_eps} given: give at least one image and a positive zca_eps")
 
         def average(function: Callable[[Tensor], Tensor]) -> Tensor:    # mean over the images of a sum over each chunk
             return torch.stack([function(chunk) for chunk in map(_unit64, images.split(1000))]).sum(dim=0) / count
@@ -104,23 +98,20 @@ class Preprocess:
             mean, std = average(lambda x: x.flatten(1).sum(dim=0)), images.new_ones((), dtype=torch.float64)  # (d,), ()
             covariance = _second_moment(images, lambda x: x - mean) / max(count - 1, 1)                       # (d, d)
         else:
-            mean, std = (average(lambda x, part=part: own_mean_and_norm(x)[part].sum(dim=0)) for part in (0, 1))
+            mean, std = average(lambda x: torch.stack(own_mean_and_norm(x)).sum(dim=1)).unbind()                   # (), ()
             covariance = _second_moment(images, _normalize) / count                                           # (d, d)
         values, vectors = torch.linalg.eigh(covariance)                                                       # (d,), (d, d)
-        ridge = zca_eps * (1.0 if kind == "zca_a" else values.mean())
-        scale = (values.clamp_min(0) + ridge).rsqrt()    # round-off makes zero eigenvalues slightly negative
+        values = values.clamp_min(0)    # round-off makes zero eigenvalues slightly negative
+        scale = (values + zca_eps * (1.0 if kind == "zca_a" else values.mean().item() or 1.0)).rsqrt()        # (d,)
         return cls(kind, mean, std, (vectors * scale) @ vectors.T, zca_eps).to(dtype)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, c, h, w) uint8, or float with pixels in [0, 1] -> (N, c, h, w) float32 in the space the networks see."""
-        x = (images / 255 if images.dtype == torch.uint8 else images).to(self.mean.dtype)
+        x = images.to(self.mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
         fitted = self._for(x)
-        if self.kind == "none":
-            return x
-        if self.kind == "standardize":
-            return (x - fitted.mean[:, None, None]) / fitted.std[:, None, None]
-        flat = x.flatten(1)                                                                                   # (N, d)
-        flat = flat - fitted.mean if self.kind == "zca_a" else _normalize(flat)
+        if fitted.matrix is None:
+            return x if self.kind == "none" else (x - fitted.mean[:, None, None]) / fitted.std[:, None, None]
+        flat = x.flatten(1) - fitted.mean if self.kind == "zca_a" else _normalize(x.flatten(1))               # (N, d)
         return (flat @ fitted.matrix).reshape(images.shape)    # W is symmetric
 
     def inverse(self, x: Tensor, mean: Tensor | None = None, norm: Tensor | None = None) -> Tensor:
@@ -131,10 +122,8 @@ class Preprocess:
         """
         x = x.to(self.mean.dtype)
         fitted = self._for(x)
-        if self.kind == "none":
-            return x
-        if self.kind == "standardize":
-            return x * fitted.std[:, None, None] + fitted.mean[:, None, None]
+        if fitted.matrix is None:
+            return x if self.kind == "none" else x * fitted.std[:, None, None] + fitted.mean[:, None, None]
         flat = x.flatten(1) @ fitted.unwhitening                                                              # (N, d)
         if self.kind == "zca_a":
             return (flat + fitted.mean).reshape(x.shape)
@@ -261,7 +250,7 @@ class ImageSet:
         sha = hashlib.sha256(repr((self.classes, self.shape)).encode())
         for split in (self.train, self.validation, self.test):
             for tensor in (split.labels, split.images):
-                sha.update(memoryview(tensor.cpu().contiguous().numpy()).cast("B"))
+                sha.update(tensor.cpu().numpy().tobytes())
         return sha.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> ImageSet:
@@ -322,13 +311,13 @@ class ImageSet:
         if _class_folders(path / "test") != classes:
             raise ValueError(f"{path / 'train'} and {path / 'test'} have different class folders: give both the same")
         (x_train, y_train), (x_test, y_test) = (_read_split(path / part, classes, size, mode) for part in ("train", "test"))
-        return cls.from_arrays(x_train, y_train, x_test, y_test, classes, name or path.resolve().name, layout="NCHW",
+        return cls.from_arrays(x_train, y_train, x_test, y_test, classes, name or path.resolve().name, layout="NHWC",
                                has_orientation=has_orientation, preprocess=preprocess)
 
 
 def check_ipc(real: ImageSet, ipc: Any) -> int:
     """`ipc` as an int, if it is a whole number from 1 to the size of the smallest class (training split); else ValueError."""
-    if isinstance(ipc, bool) or not isinstance(ipc, numbers.Integral) or ipc < 1:
+    if isinstance(ipc, bool) or not isinstance(ipc, int | np.integer) or ipc < 1:
         raise ValueError(f"ipc must be a whole number of at least 1, got {ipc!r}")
     counts = [len(real.train.of_class(label)) for label in range(real.num_classes)]
     if ipc > min(counts):
@@ -340,7 +329,7 @@ def check_ipc(real: ImageSet, ipc: Any) -> int:
 
 def _checked(name: str, images: Any, layout: str | None) -> Tensor:
     """(N, h, w), (N, h, w, c) or (N, c, h, w) uint8 -> (N, c, h, w) uint8, contiguous."""
-    images = torch.as_tensor(images)
+    images = images.clone() if isinstance(images, Tensor) else torch.tensor(np.asarray(images))
     if images.dtype != torch.uint8:
         raise ValueError(f"{name} is {images.dtype} and must be uint8 with pixels from 0 to 255: convert it first")
     if images.ndim == 3:
@@ -357,7 +346,7 @@ def _checked(name: str, images: Any, layout: str | None) -> Tensor:
 
 
 def _labels(name: str, labels: Any) -> Tensor:
-    labels = torch.as_tensor(labels)
+    labels = labels.clone() if isinstance(labels, Tensor) else torch.tensor(np.asarray(labels))
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"{name} must be one integer per image, got {labels.dtype} of shape {tuple(labels.shape)}")
     return labels.long()
@@ -365,7 +354,7 @@ def _labels(name: str, labels: Any) -> Tensor:
 
 def _validation_mask(labels: Tensor) -> Tensor:
     """(N,) bool: the images to hold out, 10 % of every class, from SPLIT_SEED and the labels alone."""
-    stream = np.random.RandomState(SPLIT_SEED)    # noqa: NPY002 - numpy has frozen this one's numbers, so the split never changes
+    stream = np.random.RandomState(SPLIT_SEED)    # numpy has frozen this one's numbers, so the split never changes
     everything, mask = Split(labels, labels), torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):
         indices = everything.of_class(label).cpu()
@@ -384,36 +373,35 @@ def _class_folders(path: Path) -> list[str]:
     return classes
 
 
-def _read_split(path: Path, classes: list[str], size: tuple[int, int] | None, mode: str | None) -> tuple[Tensor, Tensor]:
-    """All images under path/CLASS: (N, c, h, w) uint8 and (N,) labels, in the order of class and file name."""
-    modes = {None: ImageReadMode.UNCHANGED, "L": ImageReadMode.GRAY, "RGB": ImageReadMode.RGB}
-    if mode not in modes:
+def _read_split(path: Path, classes: list[str], size: tuple[int, int] | None, mode: str | None) -> tuple[np.ndarray, list[int]]:
+    """All images under path/CLASS: (N, h, w) grey or (N, h, w, 3) uint8, and N labels, in the order of class and file name."""
+    from PIL import Image  # comes with torchvision, whose own decoders are deprecated
+
+    if mode not in (None, "L", "RGB"):
         raise ValueError(f"unknown mode {mode!r}; choose L (grey), RGB, or None to leave images as they are")
-    images: list[Tensor] = []
+    images: list[np.ndarray] = []
     labels: list[int] = []
+    first = ""
     for label, name in enumerate(classes):
         files = sorted(file for file in (path / name).rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
         if not files:
             raise ValueError(f"folder {path / name} holds no .png or .jpg image: add some or remove the folder")
         for file in files:
             try:
-                image = decode_image(torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8), modes[mode])
-            except (RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"{file} is no readable PNG or JPEG ({reason}): restore or remove it") from None
-            image = image if size is None else resize(image, list(size), antialias=True)
-            wanted = images[0].shape if images else image.shape
-            if image.shape != wanted or image.dtype != torch.uint8 or image.shape[0] not in (1, 3):
-                raise ValueError(f"{file} is {_describe(image.shape, image.dtype)} where {_describe(wanted, torch.uint8)} is wanted: "
-                                 "convert it, or give size=(height, width) and mode='L' or 'RGB'")
-            images.append(image)
+                with Image.open(file) as stored:
+                    image = stored.convert(mode or stored.mode)
+            except (OSError, SyntaxError, ValueError) as error:    # Pillow raises any of them for a damaged file
+                raise ValueError(f"{file} is no readable PNG or JPEG ({error}): restore or remove it") from None
+            image = image.resize(size[::-1], Image.Resampling.BILINEAR) if size else image
+            found = f"{image.height}x{image.width} {image.mode}"
+            first = first or found
+            if found != first or image.mode not in ("L", "RGB"):
+                wanted = first if found != first else "mode L or RGB"
+                raise ValueError(f"{file} is {found} where {wanted} is wanted: convert it, or give size=(height, width) and "
+                                 "mode='L' or 'RGB'")
+            images.append(np.array(image))
             labels.append(label)
-    return torch.stack(images), torch.tensor(labels)
-
-
-def _describe(shape: torch.Size, dtype: torch.dtype) -> str:
-    kinds = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "RGB with alpha"}
-    return f"{shape[1]}x{shape[2]} {kinds[shape[0]]}{'' if dtype == torch.uint8 else f' of {dtype}'}"
+    return np.stack(images), labels
 
 
 # ----------------------------------------------------------------------------------------------------------------- readers
@@ -441,7 +429,7 @@ def data_folder(root: str | Path | None = None) -> Path:
 
 def _toy(root: Path, preprocess: str | Preprocess | None) -> ImageSet:
     """Four classes of 16x16 grey images with random place, contrast and noise: separable, but not from one image each."""
-    stream = np.random.RandomState(0)    # noqa: NPY002 - numpy has frozen this one's numbers, so everybody has the same toys
+    stream = np.random.RandomState(0)    # numpy has frozen this one's numbers, so everybody has the same toys
     axis = np.linspace(-1, 1, 16)
 
     def image(label: int) -> np.ndarray:
@@ -451,7 +439,7 @@ def _toy(root: Path, preprocess: str | Preprocess | None) -> ImageSet:
         return np.clip(clean + 0.25 * stream.standard_normal((16, 16)), 0, 1)
 
     labels = np.arange(4 * 80) % 4                                                                            # (320,)
-    images = (255 * np.stack([image(label) for label in labels])).round().astype(np.uint8)                    # (320, 16, 16)
+    images = (255 * np.stack([image(int(label)) for label in labels])).round().astype(np.uint8)                    # (320, 16, 16)
     return ImageSet.from_arrays(images[:240], labels[:240], images[240:], labels[240:], ("rows", "columns", "grid", "rings"), "toy",
                                 preprocess=preprocess)
 
@@ -468,4 +456,109 @@ def _fashion_mini(root: Path, preprocess: str | Preprocess | None) -> ImageSet:
                                 tv.FashionMNIST.classes, "fashion_mini", preprocess=preprocess)
 
 
-DATASETS: dict[str, Callable[[Path, str | Preprocess | None], ImageSet]] = {"toy": _toy, "fashion_mini": _fashion_mini}
+# MD5 of the unpacked files, for which torchvision has no table (it checks the packed ones while downloading).
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX_MD5 = {
+    "mnist": ("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
+              "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
+    "fashion_mnist": ("f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
+                      "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
+}
+TORCHVISION: dict[str, Any] = {"mnist": tv.MNIST, "fashion_mnist": tv.FashionMNIST, "svhn": tv.SVHN,
+                               "cifar10": tv.CIFAR10, "cifar100": tv.CIFAR100}
+
+
+def torchvision_files(name: str) -> dict[str, str]:
+    """Path below the root -> MD5, for every file that torchvision's class reads."""
+    reader = TORCHVISION[name]
+    if name in IDX_MD5:
+        return {f"{reader.__name__}/raw/{file}": md5 for file, md5 in zip(IDX_FILES, IDX_MD5[name], strict=True)}
+    if name == "svhn":
+        return {reader.split_list[part][1]: reader.split_list[part][2] for part in ("train", "test")}
+    listed = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+    return {f"{reader.base_folder}/{file}": md5 for file, md5 in listed}
+
+
+def _torchvision(name: str, root: Path, preprocess: str | Preprocess | None) -> ImageSet:
+    """A data set through torchvision's class, from files that were verified once; downloaded first where files are missing."""
+    if name == "svhn":
+        try:    # torchvision needs it for MATLAB files: say so before the download, not after
+            import scipy.io  # noqa: F401
+        except ImportError:
+            raise ImportError("svhn is stored in MATLAB files, which torchvision reads with scipy: pip install scipy") from None
+    reader, files = TORCHVISION[name], torchvision_files(name)
+    if not all((root / file).is_file() for file in files):
+        _download(name, root)
+    for file, md5 in files.items():
+        if _md5(root / file) != md5:
+            raise ValueError(f"{root / file} is damaged or truncated (its MD5 is not {md5}): delete it and load {name} again")
+    # torchvision would check all files again for either part, or read an old copy of MNIST unchecked
+    verified = {"_check_integrity": lambda self: True, "_check_legacy_exist": lambda self: False}
+    train, test = (_open(type(reader.__name__, (reader,), verified), root, part) for part in ("train", "test"))
+    digits = name in ("mnist", "svhn")
+    y_train, y_test = (part.labels if name == "svhn" else part.targets for part in (train, test))
+    return ImageSet.from_arrays(train.data, y_train, test.data, y_test, map(str, range(10)) if digits else train.classes, name,
+                                has_orientation=digits, preprocess=preprocess)
+
+
+def _open(reader: Any, root: Path, part: str, download: bool = False) -> Any:
+    which: dict[str, Any] = {"split": part} if issubclass(reader, tv.SVHN) else {"train": part == "train"}
+    return reader(root, **which, download=download)
+
+
+def _md5(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _download(name: str, root: Path) -> None:
+    """Download into a folder beside the final place and move each file there once all are verified: no file is ever half there."""
+    files, timeout = torchvision_files(name), socket.getdefaulttimeout()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(f".{name}-*"):    # by a download that was killed; one that still runs is younger than a day
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=root) as aside:
+            socket.setdefaulttimeout(60)    # torchvision sets none, so a silent server would hold us for ever
+            for part in ("train", "test"):
+                _open(TORCHVISION[name], Path(aside), part, download=True)    # with a progress bar and its own checksums
+            for file, md5 in files.items():
+                if _md5(Path(aside, file)) != md5:
+                    raise RuntimeError(f"{file} arrived with a wrong MD5")
+            for file in files:
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(aside, file), root / file)
+    except (OSError, RuntimeError, EOFError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise FileNotFoundError(f"{name} is not complete in {root} and its download failed ({reason}): place {', '.join(files)} "
+                                "there, or use 'fashion_mini', which needs no download") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+# Shape, mode and origin of the sets that have to be fetched by hand.
+PLACED = {
+    "tiny_imagenet": ((64, 64), "RGB", "tiny-imagenet-200.zip from the CS231n course page (its val folder, sorted into classes by "
+                      "val_annotations.txt, is the test set)"),
+    "cub200": ((32, 32), "RGB", "CUB_200_2011.tgz from the page 'Caltech-UCSD Birds-200-2011' of Caltech's vision lab (divided by "
+               "its train_test_split.txt)"),
+    "covid_cxr": ((112, 112), "L", "the archive of the 'COVID-19 Radiography Database' page on Kaggle (it has no official test set: "
+                  "divide it yourself)"),
+}
+
+
+def _placed(name: str, root: Path, preprocess: str | Preprocess | None) -> ImageSet:
+    """A folder of images that the user has placed, brought to the set's size and mode."""
+    size, mode, origin = PLACED[name]
+    path = root / name
+    if not ((path / "train").is_dir() and (path / "test").is_dir()):
+        raise FileNotFoundError(f"{path} does not hold {name}: take {origin} and place the images as {path}/train/CLASS/*.png and "
+                                f"{path}/test/CLASS/*.png (or .jpg)")
+    return ImageSet.from_folder(path, size=size, mode=mode, name=name, preprocess=preprocess)
+
+
+DATASETS: dict[str, Callable[[Path, str | Preprocess | None], ImageSet]] = {
+    "toy": _toy, "fashion_mini": _fashion_mini,
+    **{name: partial(_torchvision, name) for name in TORCHVISION}, **{name: partial(_placed, name) for name in PLACED},
+}
