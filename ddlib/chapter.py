@@ -59,13 +59,9 @@ def describe(parameters: dict[str, dict[str, str]]) -> str:
 
 
 def convert(name: str, text: str, annotation: str) -> Any:
-    """The value that `text` spells for a parameter annotated int, float, bool, str or one of these `| None`."""
-    kinds = [kind.strip() for kind in annotation.split("|")]
-    if "None" in kinds and text == "None":
-        return None
-    kind = next((kind for kind in kinds if kind != "None"), "None")
+    """The value that `text` spells for a parameter annotated int, float, bool or str."""
     try:
-        match kind:
+        match annotation:
             case "int":
                 return int(text)
             case "float":
@@ -75,7 +71,7 @@ def convert(name: str, text: str, annotation: str) -> Any:
             case "str":
                 return text
     except (ValueError, KeyError):
-        choices = "; write true or false" if kind == "bool" else ""
+        choices = "; write true or false" if annotation == "bool" else ""
         raise ValueError(f"parameter {name} must be of type {annotation}, got {text!r}{choices}") from None
     raise ValueError(
         f"parameter {name} cannot be set from a terminal because its type is {annotation}, "

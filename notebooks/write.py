@@ -140,7 +140,7 @@ def store(path: Path) -> bool:
     with tempfile.TemporaryDirectory() as runs:
         execute(notebook, path.parent, Path(runs))
         tidy(notebook)
-        private = [path.parent.resolve().parent, Path.home(), Path(sys.prefix), runs]
+        private: list[Path | str] = [path.parent.resolve().parent, Path.home(), Path(sys.prefix), runs]
     if found := complaints(notebook, private):
         raise ValueError("; ".join(found))
     text = nbformat.writes(notebook) + "\n"

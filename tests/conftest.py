@@ -1,0 +1,63 @@
+"""What several test files share: the built book, a browser, and the reasons for which tests are skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+# Before torch is imported anywhere: several test processes share the cores, and spinning threads would starve each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            import torch
+
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("data") and not os.environ.get("DDLIB_DATA"):
+            item.add_marker(pytest.mark.skip(reason="DDLIB_DATA names no folder of full datasets"))
+        if item.get_closest_marker("browser") and CHROMIUM is None:
+            item.add_marker(pytest.mark.skip(reason="NO CHROMIUM: the book and JupyterLab were not tried in a browser"))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if any("NO CHROMIUM" in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])):
+        terminalreporter.section("BROWSER TESTS WERE SKIPPED: install chromium (apt-get install chromium)", sep="*", red=True)
+
+
+def copy_sources(target: Path) -> Path:
+    """The files that the book is made of, without anything that an earlier build or run left beside them."""
+    for name in ("book", "notebooks"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns(".*", "__pycache__", "_build", "runs"))
+    shutil.copy(ROOT / "_config.yml", target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def built_book(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder of the built book's pages. All workers of one test run share one build, which fails on any warning."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    source, log = base / "book-source", base / "book-build.log"
+    with FileLock(str(base / "book.lock")):
+        if not log.exists():
+            source.mkdir()
+            copy_sources(source)
+            command = [sys.executable, "-m", "jupyter_book", "build", ".", "--toc", "book/_toc.yml", "-W", "-n", "--keep-going"]
+            done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=600)
+            log.write_text(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    text = log.read_text()
+    assert text.startswith("exit status 0\n"), f"the book does not build:\n{text[-6000:]}"
+    return source / "_build" / "html"
