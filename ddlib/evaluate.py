@@ -1,0 +1,315 @@
+"""Evaluation: train fresh networks on a distilled set, read the test set once, and write down one row.
+
+A protocol is data, so two rows can be compared by comparing two protocols. The published ones are here as far as they
+are stated, with one difference: nothing is ever chosen on test images. Where a paper printed its best test accuracy
+over checkpoints, our version of its protocol chooses on held-out training images and says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddlib import augment, files, models, train
+from ddlib.data import ImageSet
+from ddlib.distilled import DistilledSet
+from ddlib.runs import device_name, progress, provenance, stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How networks are trained on a distilled set. Exactly one of `steps` and `epochs` is set."""
+
+    name: str
+    source: str                                          # where the recipe is written down, and what we changed
+    network: str = "convnet3"
+    width: int | None = None                             # None: the network's own
+    repeats: int = 5                                     # networks; mean and standard deviation are over them
+    steps: int | None = None                             # optimizer steps, or
+    epochs: int | None = None                            # passes over the set
+    batch_size: int = 256
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float | Literal["alpha"] = 0.01                  # "alpha": the rate that the set has learned
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "constant", "drop", "thirds"] = "cosine"
+    augment: str = augment.DSA                           # flips are left out for digits
+    augment_mode: Literal["single", "all"] = "single"
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    cutmix: float = 0.0                                  # probability that a batch is mixed
+    resample: bool = False                               # draw fresh images for every batch (generators)
+    checkpoints: tuple[int, ...] = ()                    # steps or epochs (as above) to choose from, on `choose_on`
+    choose_on: Literal["train", "validation"] = "validation"
+    precision: train.Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"protocol {self.name!r} needs either steps or epochs, got {self.steps} and {self.epochs}")
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+
+    def unit(self, num_images: int) -> int:
+        """Optimizer steps in what the protocol counts: one step, or one pass over `num_images`."""
+        return 1 if self.steps is not None else -(-num_images // self.batch_size)
+
+    def num_steps(self, num_images: int) -> int:
+        """Optimizer steps in all for a set of `num_images`."""
+        count = self.steps or self.epochs or 0
+        return (count + (self.schedule == "drop")) * self.unit(num_images)      # the base codes' loops include both ends
+
+    def drop_at(self, num_images: int) -> int | None:
+        """The step at which "drop" divides the rate by ten and forgets the momentum: after epoch E/2 + 1, counted from 0."""
+        count = self.steps or self.epochs or 0
+        return (count // 2 + 2) * self.unit(num_images) if self.schedule == "drop" else None
+
+    def rate(self, step: int, num_images: int, base: float) -> float:
+        total = self.num_steps(num_images)
+        if self.schedule == "cosine":
+            return base * 0.5 * (1 + math.cos(math.pi * step / total))
+        if self.schedule == "drop":
+            drop = self.drop_at(num_images)
+            return base * (0.1 if drop is not None and step >= drop else 1.0)
+        if self.schedule == "thirds":
+            return base * 0.2 ** ((step >= total * 2 / 3) + (step >= total * 5 / 6))
+        return base
+
+
+PROTOCOLS = {protocol.name: protocol for protocol in (
+    Protocol(name="strict", source="ours: one recipe and one number of steps for every method, last step, test read once", steps=1000),
+    Protocol(name="strict-cpu", source="strict with a fifth of the steps", steps=200),
+    Protocol(name="dc", source="DC code; five sets of twenty networks there", repeats=20, epochs=300, schedule="drop", augment=""),
+    Protocol(name="dc-mnist", source="DC code for MNIST and for networks with batch norm", repeats=20, epochs=1000, schedule="drop",
+             augment="crop_scale_rotate"),
+    Protocol(name="dsa", source="DSA and DM code; also taken for ESP, which states none", repeats=20, epochs=1000, schedule="drop"),
+    Protocol(name="mtt", source="MTT code, DDPP; MTT printed its best test accuracy, this is the last epoch",
+             epochs=1000, schedule="drop", lr="alpha"),
+    Protocol(name="dc-bench", source="DC-Bench, with DSA augmentation", epochs=1000, schedule="drop"),
+    Protocol(name="dd-ranking", source="DD-Ranking, hard labels, rate not tuned", epochs=1000, schedule="drop"),
+    Protocol(name="dim", source="DiM code (SKD, GLD), fresh samples every batch; the papers print the best test accuracy of five "
+             "checkpoints, this chooses among the same five on validation images",
+             epochs=1000, batch_size=64, schedule="constant", augment="color_crop", resample=True,
+             checkpoints=(200, 400, 600, 800, 1000)),
+    Protocol(name="podd", source="PoDD code; the number of steps is chosen on training accuracy, as there", repeats=8, steps=2000,
+             optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="constant", augment="flip_rotate",
+             checkpoints=(300, 600, 1000, 2000), choose_on="train"),
+    Protocol(name="rat-bptt", source="RaT-BPTT code; it chose the number of steps on test images, this on validation images",
+             repeats=8, steps=3000, optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="constant", augment="flip_rotate",
+             checkpoints=(300, 600, 1000, 3000)),
+    Protocol(name="idc", source="IDC code (KFS); last epoch", repeats=3, epochs=1000, batch_size=64, schedule="thirds",
+             augment="color_crop_flip_scale_rotate", augment_mode="all", cutmix=0.5),
+)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test accuracies (n,) in [0, 1] of n networks, and what they cost."""
+
+    accuracies: Tensor
+    protocol: Protocol
+    syn: DistilledSet
+    real_name: str
+    seed: int
+    steps: tuple[int, ...]                               # optimizer steps of each network
+    device: str
+    minutes: float
+    peak_mb: int
+
+    @property
+    def mean(self) -> float:
+        return self.accuracies.mean().item()
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over networks (n - 1 in the denominator); nan for one network."""
+        return self.accuracies.std().item() if len(self.accuracies) > 1 else math.nan
+
+    def row(self, *, method: str, variant: str = "", train_arch: str = "", preset: str = "", command: str = "") -> dict[str, Any]:
+        """One row of `measured.csv`; accuracies in percent."""
+        config = self.syn.meta.get("config", {})
+        width = self.protocol.width or config.get("width")
+        return {
+            "dataset": self.real_name, "method": method, "ipc": f"{self.syn.ipc:g}",
+            "train_arch": train_arch or config.get("network", ""), "eval_arch": self.protocol.network,
+            "variant": variant or (f"width {width}" if width else ""),
+            "accuracy_mean": f"{100 * self.mean:.2f}", "accuracy_std": f"{100 * self.std:.2f}", "n": len(self.accuracies),
+            "protocol": self.protocol.name, "preset": preset, "budget_scalars": self.syn.budget, "seed": self.seed,
+            "commit": provenance()["commit"], "device": self.device, "minutes": f"{self.minutes:.2f}",
+            "peak_mb": self.peak_mb, "command": command,
+        }
+
+
+def evaluate(syn: DistilledSet | Sequence[DistilledSet], real: ImageSet, protocol: Protocol, *, seed: int = 0,
+             folder: Path | str | None = None, quiet: bool = False) -> Evaluation:
+    """Train `protocol.repeats` fresh networks on `syn` and measure them once on `real.test`.
+
+    syn: one set for all networks, or one for each (Random draws anew for every network, so its spread includes the draw).
+    Every method sees the same initial networks for the same seed. folder: keeps each finished network there, so that an
+    evaluation that is killed goes on with the next one. Raises ValueError when the set and the data do not fit together.
+    """
+    sets = [syn] * protocol.repeats if isinstance(syn, DistilledSet) else list(syn)
+    if len(sets) != protocol.repeats:
+        raise ValueError(f"protocol {protocol.name!r} trains {protocol.repeats} networks and {len(sets)} sets were given: "
+                         "give one, or one each")
+    for each in sets:
+        if each.classes != real.classes or each.shape != real.shape:
+            raise ValueError(f"the set was made for {each.num_classes} classes of shape {each.shape}, {real.name} has "
+                             f"{real.num_classes} of shape {real.shape}: evaluate it on the data it was distilled from")
+    device, started = real.train.images.device, time.monotonic()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    trained = [train_network(each, real, protocol, seed, repeat, Path(folder) if folder else None)
+               for repeat, each in progress(enumerate(sets), len(sets), every=math.inf if quiet else 1, title="network")]
+    # The one place where test images are read: every network is final by now.
+    accuracies = torch.tensor([train.accuracy(net, real.test, each.preprocess)
+                               for (net, _), each in zip(trained, sets, strict=True)], dtype=torch.float64)
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_rss_mb()
+    return Evaluation(accuracies, protocol, sets[0], real.name, seed, tuple(steps for _, steps in trained), device_name(device),
+                      (time.monotonic() - started) / 60, round(peak))
+
+
+def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: int, repeat: int,
+                  folder: Path | None = None) -> tuple[models.Classifier, int]:
+    """Network number `repeat`, trained on `syn`, and the optimizer steps it took. Test images play no part."""
+    net_seed = int(torch.randint(2**31, (), generator=stream(seed, "network", repeat)))
+    net = models.build(protocol.network, shape=real.shape, num_classes=real.num_classes, width=protocol.width, seed=net_seed)
+    net = net.to(real.train.images.device)
+    images, labels = syn.all(stream(seed, "frozen", repeat))
+    recipe = {**asdict(protocol), "checkpoints": list(protocol.checkpoints)}             # as JSON gives it back
+    key = {"protocol": recipe, "seed": seed, "repeat": repeat, "steps": 0,
+           "set": files.digest({}, {"images": images, "labels": labels}), "data": real.name}
+    path = folder / f"network-{protocol.name}-{repeat}.safetensors" if folder else None
+    if path is not None and path.is_file():
+        header, tensors = files.read_tensors(path, "network")
+        if {**header["key"], "steps": 0} == key:
+            net.load_state_dict(tensors)
+            return net, header["key"]["steps"]
+
+    rng = stream(seed, "batches", repeat)
+    if protocol.resample:
+        batches = syn.batches(protocol.batch_size, rng, resample=True)
+    else:
+        batches = iter(train.Batches(images.detach(), labels.detach(), protocol.batch_size, rng))
+    if protocol.cutmix:
+        batches = mixed(batches, protocol.cutmix, stream(seed, "cutmix", repeat))
+    alpha = getattr(syn, "alpha", None)
+    if protocol.lr == "alpha" and alpha is None:
+        raise ValueError(f"protocol {protocol.name!r} trains with the learned step size and this set has none: use 'strict'")
+    base = float(alpha) if protocol.lr == "alpha" and alpha is not None else float(protocol.lr)
+    best = Best(net, protocol, real, protocol.unit(len(images)))
+    train.fit(net, batches, steps=protocol.num_steps(len(images)), lr=lambda step: protocol.rate(step, len(images), base),
+              momentum=protocol.momentum, weight_decay=protocol.weight_decay, optimizer=protocol.optimizer,
+              restart_at=protocol.drop_at(len(images)), augment=augment.strategy_for(real, protocol.augment),
+              mode=protocol.augment_mode, rng=stream(seed, "augment", repeat), precision=protocol.precision,
+              loss=F.cross_entropy if protocol.loss == "cross_entropy" else F.mse_loss,
+              observe=best.look if protocol.checkpoints else None)
+    steps = best.restore() if protocol.checkpoints else protocol.num_steps(len(images))
+    if path is not None:
+        files.write_tensors(path, "network", {"key": {**key, "steps": steps}}, net.state_dict())
+    return net, steps
+
+
+class Best:
+    """Keeps the weights of the checkpoint with the best accuracy on training or validation images, never on test images."""
+
+    def __init__(self, net: models.Classifier, protocol: Protocol, real: ImageSet, unit: int):
+        self.net, self.protocol, self.real = net, protocol, real
+        self.at = {count * unit for count in protocol.checkpoints}
+        self.accuracy, self.steps = -1.0, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def look(self, step: int, logits: Tensor) -> None:
+        if step + 1 not in self.at:
+            return
+        split = self.real.train if self.protocol.choose_on == "train" else self.real.validation
+        accuracy = train.accuracy(self.net, split, self.real.preprocess)
+        self.net.train()
+        if accuracy > self.accuracy:
+            self.accuracy, self.steps = accuracy, step + 1
+            self.weights = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
+
+    def restore(self) -> int:
+        self.net.load_state_dict(self.weights)
+        return self.steps
+
+
+def mixed(batches: Any, probability: float, rng: torch.Generator) -> Any:
+    """CutMix (Yun et al., ICCV 2019): with `probability` a box of every image comes from another, labels follow its area."""
+    for images, labels in batches:
+        if torch.rand((), generator=rng) < probability:
+            height, width = images.shape[-2:]
+            share = math.sqrt(1 - float(torch.rand((), generator=rng)))                 # side of the box, area ~ U(0, 1)
+            top, left = (int(torch.randint(size, (), generator=rng)) for size in (height, width))
+            rows = slice(max(0, top - int(height * share) // 2), min(height, top + int(height * share) // 2))
+            columns = slice(max(0, left - int(width * share) // 2), min(width, left + int(width * share) // 2))
+            other = torch.randperm(len(images), generator=rng).to(images.device)
+            images = images.clone()
+            images[..., rows, columns] = images[other][..., rows, columns]
+            area = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+            labels = (1 - area) * labels + area * labels[other]
+        yield images, labels
+
+
+def peak_rss_mb() -> float:
+    """The most memory this process has held, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+COLUMNS = ("dataset", "method", "ipc", "train_arch", "eval_arch", "variant", "accuracy_mean", "accuracy_std", "n", "protocol",
+           "preset", "budget_scalars", "seed", "commit", "device", "minutes", "peak_mb", "command")
+
+
+def append_row(path: Path | str, row: dict[str, Any]) -> None:
+    """Append one row to a CSV file of results, making it with its header if need be. Writers on one machine take turns."""
+    if set(row) != set(COLUMNS):
+        raise ValueError(f"a row needs exactly the columns {', '.join(COLUMNS)}; "
+                         f"these differ: {', '.join(sorted(set(row) ^ set(COLUMNS)))}")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        if file.seek(0, os.SEEK_END) == 0:
+            writer.writeheader()
+        else:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":                    # a writer was killed in mid-line: start a line of our own
+                text.write("\n")
+        writer.writerow(row)
+        file.write(text.getvalue().encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path | str | None = None) -> list[dict[str, str]]:
+    """The rows of a results file (default: the book's measured.csv), without lines that a killed writer left unfinished."""
+    path = Path(path) if path else Path(__file__).resolve().parent.parent / "book" / "results" / "measured.csv"
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+
+
+def with_options(name: str, **changes: Any) -> Protocol:
+    """A named protocol with some settings changed, renamed so that its rows cannot be mistaken for the original's."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {name!r}; choose from {', '.join(sorted(PROTOCOLS))}")
+    base = PROTOCOLS[name]
+    changed = {key: value for key, value in changes.items() if getattr(base, key) != value}
+    quiet = {"width", "network", "repeats"}              # these three have columns of their own
+    suffix = "".join(f" {key}={value}" for key, value in changed.items() if key not in quiet)
+    return replace(base, name=base.name + suffix, **changed)

@@ -1,0 +1,117 @@
+"""Files that are whole or absent: atomic writes, and tensors with a JSON header that nobody has to trust.
+
+A tensor file is safetensors. Its metadata holds one JSON header and the SHA-256 of header and tensors, so a truncated,
+foreign, altered or newer file is recognised before any of it is used. Nothing here pickles or unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = 1    # raised when a reader of the old layout would misunderstand the new one
+
+
+@contextmanager
+def whole(path: Path | str) -> Iterator[Path]:
+    """Yield a sibling path to write to; it becomes `path` in one rename if the block succeeds, and vanishes if it fails.
+
+    The sibling's name is fixed (`.NAME.part`), so what a killed process left behind is overwritten by the next try.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header's JSON and every tensor's name, type, shape and bytes."""
+    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def write_tensors(path: Path | str, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors and a JSON-able header to `path` (safetensors), whole or not at all."""
+    header = {"format": FORMAT, "kind": kind, **header}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # one key only: safetensors keeps several in random order, and the same content should give the same bytes
+    metadata = {"ddlib": json.dumps({"header": header, "sha256": digest(header, stored)}, sort_keys=True)}
+    with whole(path) as part:
+        save_file(stored, part, metadata)
+
+
+def read_tensors(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `write_tensors` wrote: (header, tensors on the CPU).
+
+    Raises FileNotFoundError when there is no such file and ValueError, in one sentence, when the file is truncated,
+    not ours, of another kind, from a newer version or altered.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: give the path of a file that ddlib has saved")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "ddlib" not in metadata:
+                raise ValueError(f"{path} was not written by ddlib (its header is missing): save the set with ddlib first")
+            stored = json.loads(metadata["ddlib"])
+            header, checksum = stored["header"], stored["sha256"]
+            if header.get("format", 0) > FORMAT:
+                raise ValueError(f"{path} has format {header['format']} and this ddlib reads up to {FORMAT}: update ddlib")
+            if header.get("kind", "").split("/")[0] != kind:
+                raise ValueError(f"{path} holds {header.get('kind')!r} where {kind!r} is wanted")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}    # noqa: SIM118 - safe_open is no mapping
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}): restore it or make it again") from None
+    if digest(header, tensors) != checksum:
+        raise ValueError(f"{path} was altered after it was saved (its checksum differs): restore it or make it again")
+    return header, tensors
+
+
+def flatten_tree(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    """Replace every tensor of nested dicts, lists and tuples by a reference and collect it in `tensors`."""
+    if isinstance(tree, Tensor):
+        tensors[name] = tree
+        return {"$tensor": name}
+    if isinstance(tree, Mapping):
+        return {"$dict": [[key, flatten_tree(value, tensors, f"{name}.{key}")] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [flatten_tree(value, tensors, f"{name}.{index}") for index, value in enumerate(tree)]
+    return tree
+
+
+def unflatten_tree(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Undo `flatten_tree` (tuples come back as lists)."""
+    if isinstance(tree, dict) and "$tensor" in tree:
+        return tensors[tree["$tensor"]]
+    if isinstance(tree, dict):
+        return {key: unflatten_tree(value, tensors) for key, value in tree["$dict"]}
+    if isinstance(tree, list):
+        return [unflatten_tree(value, tensors) for value in tree]
+    return tree

@@ -1,0 +1,231 @@
+"""Runs: where files go, where a number comes from, progress on the screen, and work that resumes with the same bits."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ddlib import data, distilled, files
+from ddlib.methods import Diverged, Method, Step
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent                    # the repository, when ddlib runs from one
+
+
+def stream(seed: int, *names: str | int) -> torch.Generator:
+    """A random stream of its own for every purpose: `stream(seed, "augment", 3)`. The same names give the same stream."""
+    key = hashlib.sha256(repr((seed, *names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+def pick_device() -> torch.device:
+    """The GPU if there is one, else the CPU. Called once, in the notebook or the command line."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device | str) -> str:
+    """How a device is called in tables: the GPU's name, or the number of CPU threads in use."""
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def folder(*parts: str) -> Path:
+    """A folder for output, made if missing: $DDLIB_RUNS, or `runs` in the repository (elsewhere: in this folder)."""
+    home = os.environ.get("DDLIB_RUNS") or ((ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()) / "runs")
+    path = Path(home).joinpath(*parts)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """What made a result: commit (with + where files had been changed) and the versions of the libraries."""
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "ddlib") else "")
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    try:
+        ours = version("ddlib")
+    except PackageNotFoundError:
+        ours = "unknown"
+    return {"commit": commit, "ddlib": ours, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def progress(items: Iterable[T], total: int, every: float = 50, title: str = "") -> Iterator[T]:
+    """Pass `items` on, with a bar on a terminal and a plain line every `every` items anywhere else.
+
+    A `Step` shows its losses.
+    """
+    bar = None
+    if sys.stderr.isatty():
+        try:
+            from tqdm import tqdm
+            bar = tqdm(total=total, desc=title, leave=False)
+        except ImportError:
+            pass                                                 # tqdm is an extra: plain lines do as well
+    try:
+        for count, item in enumerate(items, start=1):
+            losses = ""
+            if isinstance(item, Step):                           # a resumed run starts at a later step
+                count, losses = item.index, "  ".join(f"{name} {value:.4g}" for name, value in item.losses.items())
+            if bar is not None:
+                bar.n = count
+                bar.set_postfix_str(losses, refresh=False)
+                bar.update(0)
+            elif count % every == 0 or count == total:
+                print(f"{title + ' ' if title else ''}{count}/{total}  {losses}".rstrip(), flush=True)
+            yield item
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run left: the distilled set (None while unfinished), steps done of total, minutes so far, and the folder."""
+
+    syn: distilled.DistilledSet | None
+    steps: int
+    total: int
+    minutes: float
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        return self.syn is not None
+
+    def metrics(self) -> dict[str, list[float]]:
+        """The columns of metrics.csv: step and every loss term."""
+        with open(self.folder / "metrics.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+
+
+def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | None = None, minutes: float = math.inf,
+        every: int = 50, checkpoint_seconds: float = 20.0, device: torch.device | str | None = None) -> Result:
+    """Distil with `method` (a module of ddlib.methods) into the folder `out`, resuming what is there.
+
+    Writes config.json, metrics.csv, checkpoint.safetensors (about every `checkpoint_seconds`) and, at the end,
+    distilled.safetensors; a run that is killed and started again ends with the same bytes in the last two of these as
+    one that was not. Stops cleanly after `minutes`. A folder that holds a finished run of the same config is read, not
+    run again; one of another config raises ValueError. Raises Diverged, with the last good set in
+    last_good.safetensors, when a loss stops being finite.
+    """
+    out, started = Path(out), time.monotonic()
+    if not minutes > 0:
+        raise ValueError(f"minutes must be above 0, got {minutes}: leave it out to run to the end")
+    check_folder(out, method, config)
+    spent = json.loads((out / "time.json").read_text())["minutes"] if (out / "time.json").is_file() else 0.0
+    if (out / "distilled.safetensors").is_file():
+        return Result(distilled.load(out / "distilled.safetensors"), config.steps, config.steps, spent, out)
+
+    resume = None
+    if (out / "checkpoint.safetensors").is_file():
+        header, tensors = files.read_tensors(out / "checkpoint.safetensors", "checkpoint")
+        resume = files.unflatten_tree(header["tree"], tensors)
+    real = (real or data.load(config.dataset)).to(device or pick_device())
+    metrics = Metrics(out / "metrics.csv", keep=resume["index"] if resume else 0)
+    step: Step | None = None
+    good: tuple[int, dict[str, torch.Tensor]] | None = None
+
+    def save(name: str) -> None:
+        assert step is not None
+        metrics.flush()
+        files.write_text(out / "time.json", json.dumps({"minutes": spent + (time.monotonic() - started) / 60}))
+        if name == "checkpoint":
+            tensors: dict[str, torch.Tensor] = {}
+            tree = files.flatten_tree({"index": step.index, **step.state()}, tensors)
+            files.write_tensors(out / "checkpoint.safetensors", "checkpoint", {"tree": tree}, tensors)
+        else:
+            step.syn.meta |= {"method": method.NAME, "config": dataclasses.asdict(config), "seed": config.seed}
+            step.syn.save(out / f"{name}.safetensors")
+
+    saved = time.monotonic()
+    try:
+        for step in progress(method.distill(real, config, resume), config.steps, every, method.NAME):
+            metrics.add(step)
+            tensors = {name: tensor.clone() for name, tensor in step.syn.state_dict().items()}
+            if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+                raise Diverged(f"the set itself stopped being finite at step {step.index}: lower the learning rate and start again")
+            good, now = (step.index, tensors), time.monotonic()
+            if step.index == config.steps:
+                break
+            if now - saved > checkpoint_seconds or now - started > 60 * minutes:
+                save("checkpoint")
+                saved = now
+            if now - started > 60 * minutes:
+                return Result(None, step.index, config.steps, spent + (now - started) / 60, out)
+    except KeyboardInterrupt:
+        if step is not None:
+            print(f"interrupted after step {step.index} of {config.steps}: run the same again to go on from about there")
+        raise
+    except Diverged as error:
+        if step is not None and good is not None:
+            step.syn.load_state_dict(good[1])
+            save("last_good")
+            error.add_note(f"the set after step {good[0]} is in {out / 'last_good.safetensors'}")
+        raise
+    save("distilled")
+    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    return Result(distilled.load(out / "distilled.safetensors"), config.steps, config.steps,
+                  spent + (time.monotonic() - started) / 60, out)
+
+
+def check_folder(out: Path, method: Method, config: Any) -> None:
+    """Claim `out` for this method and config, or say which settings of the run that lives there differ."""
+    wanted = json.loads(json.dumps({"method": method.NAME, **dataclasses.asdict(config)}))
+    path = out / "config.json"
+    if not path.is_file():
+        files.write_text(path, json.dumps(wanted, indent=1))
+        files.write_text(out / "environment.txt", "".join(f"{name} {value}\n" for name, value in provenance().items()))
+        return
+    found = json.loads(path.read_text())
+    differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if differ:
+        pairs = ", ".join(f"{name} = {found.get(name)!r} there, {wanted.get(name)!r} now" for name in differ)
+        raise ValueError(f"{out} holds another run ({pairs}): choose another folder or delete that one")
+
+
+class Metrics:
+    """metrics.csv: one line a step, of which the first `keep` steps of an earlier try are kept."""
+
+    def __init__(self, path: Path, keep: int):
+        self.path = path
+        self.lines: list[str] = []
+        if keep and path.is_file():
+            header, *rows = path.read_text().splitlines()
+            kept = [row for row in rows if row.count(",") == header.count(",") and int(row.split(",")[0]) <= keep]
+            files.write_text(path, "\n".join([header, *kept]) + "\n")
+        else:
+            path.unlink(missing_ok=True)
+
+    def add(self, step: Step) -> None:
+        if not self.lines and not self.path.is_file():
+            self.lines.append(",".join(["step", *step.losses]))
+        self.lines.append(",".join([str(step.index), *(repr(value) for value in step.losses.values())]))
+
+    def flush(self) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in self.lines))
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines = []

@@ -1,0 +1,130 @@
+"""Selection: a distilled set made of real images. Four recipes, from drawing blindly to choosing what is hard.
+
+Random asks nothing; Herding and K-Center look at the features of a network trained on all data; Forgetting looks at how
+such a training went. All return a PixelSet with `ipc` images of every class, class by class, and the places of the
+chosen images in `real.train` as meta["indices"].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddlib import models, train
+from ddlib.data import ImageSet, check_ipc
+from ddlib.distilled import PixelSet
+from ddlib.runs import stream
+
+
+def random(real: ImageSet, ipc: int, rng: torch.Generator) -> PixelSet:
+    """Uniform, without replacement, per class."""
+    return PixelSet.from_real(real, ipc, rng, method="Random")
+
+
+def herding(real: ImageSet, ipc: int, net: models.Classifier) -> PixelSet:
+    """The images whose running mean of features follows the class mean (Welling, ICML 2009; Rebuffi et al., CVPR 2017)."""
+    return by_features(real, ipc, net, herding_order, "Herding")
+
+
+def k_center(real: ImageSet, ipc: int, net: models.Classifier) -> PixelSet:
+    """The images that cover the class: the greedy 2-approximation of K-Center (Sener and Savarese, ICLR 2018)."""
+    return by_features(real, ipc, net, k_center_order, "K-Center")
+
+
+def forgetting(real: ImageSet, ipc: int, counts: Tensor, rng: torch.Generator) -> PixelSet:
+    """The images that training forgot most often (Toneva et al., ICLR 2019).
+
+    counts: (N,) from `forgetting_counts`, infinite for images that were never learned. Ties are broken by `rng`.
+    """
+    check_ipc(real, ipc)
+    ties = torch.randperm(len(counts), generator=rng)
+    chosen = []
+    for label in range(real.num_classes):
+        members = real.train.of_class(label).cpu()
+        shuffled = members[ties[members].argsort()]
+        chosen.append(shuffled[counts[shuffled].argsort(descending=True, stable=True)[:ipc]])
+    return PixelSet.from_indices(real, torch.cat(chosen), method="Forgetting")
+
+
+def herding_order(features: Tensor, num: int) -> Tensor:
+    """Indices (num,) in the order of choice from features (n, F): x_k = argmin_x |k mu - sum of the chosen - x|.
+
+    Without repetition. The first choice is the image nearest to the mean; all n together have the mean exactly.
+    """
+    mean = features.mean(dim=0)                                                         # (F,)
+    missing, free, order = torch.zeros_like(mean), torch.ones(len(features), dtype=torch.bool, device=features.device), []
+    for _ in range(num):
+        missing = missing + mean                                                        # k mu - sum of the chosen
+        distance = (features - missing).square().sum(dim=1).where(free, torch.inf)      # (n,)
+        order.append(distance.argmin())
+        free[order[-1]] = False
+        missing = missing - features[order[-1]]
+    return torch.stack(order)
+
+
+def k_center_order(features: Tensor, num: int) -> Tensor:
+    """Indices (num,) from features (n, F): first the image nearest to the mean, then always the one farthest from all chosen.
+
+    The radius (largest distance to the nearest chosen image) never grows with num.
+    """
+    first = (features - features.mean(dim=0)).square().sum(dim=1).argmin()
+    order, nearest = [first], (features - features[first]).square().sum(dim=1)          # (n,) squared distance
+    free = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    while len(order) < num:
+        free[order[-1]] = False                                                         # matters for duplicates only
+        order.append(nearest.where(free, -1).argmax())
+        nearest = torch.minimum(nearest, (features - features[order[-1]]).square().sum(dim=1))
+    return torch.stack(order)
+
+
+def feature_net(real: ImageSet, epochs: int = 5, *, network: str = "convnet3", width: int | None = None, seed: int = 0,
+                batch_size: int = 128, lr: float = 0.01, augment: str = "") -> models.Classifier:
+    """A network trained on all of real.train, whose last-block output (`embed`) Herding and K-Center measure with."""
+    net = models.build(network, shape=real.shape, num_classes=real.num_classes, width=width, seed=seed)
+    net = net.to(real.train.images.device)
+    batches = train.Batches(real.train.images, real.train.labels, batch_size, stream(seed, "feature net"), real.preprocess)
+    train.fit(net, batches, steps=epochs * -(-len(real.train) // batch_size), lr=lr, augment=augment,
+              rng=stream(seed, "feature net augment"))
+    return net
+
+
+@torch.inference_mode()
+def embeddings(net: models.Classifier, real: ImageSet, indices: Tensor, batch_size: int = 500) -> Tensor:
+    """Features (n, F) of the training images at `indices` (n,), in evaluation mode and without augmentation."""
+    net.eval()
+    return torch.cat([net.embed(real.preprocess(real.train.images[part])) for part in indices.split(batch_size)])
+
+
+def forgetting_counts(real: ImageSet, epochs: int = 10, *, network: str = "convnet3", width: int | None = None,
+                      seed: int = 0, batch_size: int = 128, lr: float = 0.01) -> Tensor:
+    """How often each training image went from right to wrong between two visits, (N,) float; infinite if never right.
+
+    One network is trained on all of real.train; an image is judged by the logits of the batch that it is visited in.
+    """
+    net = models.build(network, shape=real.shape, num_classes=real.num_classes, width=width, seed=seed)
+    net = net.to(real.train.images.device)
+    batches = train.Batches(real.train.images, real.train.labels, batch_size, stream(seed, "forgetting"), real.preprocess)
+    count = torch.zeros(len(real.train), device=real.train.images.device)
+    was_right = torch.zeros_like(count, dtype=torch.bool)
+    ever_right = torch.zeros_like(was_right)
+
+    def observe(step: int, logits: Tensor) -> None:
+        right = logits.argmax(dim=1) == real.train.labels[batches.indices]              # (B,)
+        count[batches.indices] += was_right[batches.indices] & ~right
+        was_right[batches.indices] = right
+        ever_right[batches.indices] |= right
+
+    train.fit(net, batches, steps=epochs * -(-len(real.train) // batch_size), lr=lr, observe=observe)
+    return count.where(ever_right, torch.inf).cpu()
+
+
+def by_features(real: ImageSet, ipc: int, net: models.Classifier, choose: Callable[[Tensor, int], Tensor], method: str) -> PixelSet:
+    check_ipc(real, ipc)
+    chosen = []
+    for label in range(real.num_classes):
+        members = real.train.of_class(label)
+        chosen.append(members[choose(embeddings(net, real, members), ipc)].cpu())
+    return PixelSet.from_indices(real, torch.cat(chosen), method=method)
+

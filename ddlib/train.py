@@ -1,0 +1,98 @@
+"""The one training loop. Experts, matching networks, feature extractors and evaluation all train classifiers here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddlib import augment as aug
+from ddlib.data import Preprocess, Split
+
+Batch = tuple[Tensor, Tensor]                    # images (B, c, h, w) in the space the networks see; labels (B,) or (B, C)
+Precision = Literal["float32", "bfloat16"]
+
+
+class Batches:
+    """Endless shuffled mini-batches: every pass visits each image once; a last short batch is kept.
+
+    images: (N, c, h, w), float in network space, or uint8 together with `preprocess`; labels: (N,) classes or (N, C)
+    probabilities. `indices` (B,) tells which images the batch that came last was made of.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, rng: torch.Generator,
+                 preprocess: Preprocess | None = None):
+        if len(images) == 0:
+            raise ValueError("there are no images to train on: give at least one")
+        self.images, self.labels, self.batch_size, self.rng, self.preprocess = images, labels, batch_size, rng, preprocess
+        self.indices = torch.empty(0, dtype=torch.int64)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            order = torch.randperm(len(self.images), generator=self.rng).to(self.images.device)
+            for indices in order.split(self.batch_size):
+                self.indices, images = indices, self.images[indices]
+                yield (self.preprocess(images) if self.preprocess else images), self.labels[indices]
+
+
+def fit(net: nn.Module, batches: Batches | Iterator[Batch], *, steps: int, lr: float | Callable[[int], float] = 0.01,
+        momentum: float = 0.9, weight_decay: float = 5e-4, optimizer: Literal["sgd", "adam"] = "sgd",
+        restart_at: int | None = None, augment: str = "", mode: Literal["single", "all"] = "single",
+        rng: torch.Generator | None = None, precision: Precision = "float32", loss: Callable[..., Tensor] = F.cross_entropy,
+        observe: Callable[[int, Tensor], None] | None = None) -> Tensor:
+    """Train `net` in place for `steps` mini-batches and return the loss of each, (steps,).
+
+    lr: a rate, or the rate as a function of the step counted from 0. restart_at: the step at which the optimizer's
+    momentum is forgotten (the base codes build a new optimizer at their rate drop). augment: a strategy of
+    `ddlib.augment`, drawn from `rng`. observe(step, logits) is called after each update with that batch's logits.
+    Raises FloatingPointError when the loss stops being finite.
+    """
+    if augment not in ("", "none") and rng is None:
+        raise ValueError("augmentation draws random numbers: pass rng=torch.Generator()")
+    updater: torch.optim.Optimizer
+    if optimizer == "sgd":
+        updater = torch.optim.SGD(net.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
+    else:
+        updater = torch.optim.Adam(net.parameters(), lr=0.0, weight_decay=weight_decay)
+    rate = lr if callable(lr) else lambda step: lr
+    losses = []
+    net.train()
+    stream = iter(batches)
+    for step in range(steps):
+        images, labels = next(stream)
+        if augment not in ("", "none"):
+            assert rng is not None
+            images = aug.augment(images, augment, rng, mode=mode)
+        if step == restart_at:
+            updater.state.clear()
+        for group in updater.param_groups:
+            group["lr"] = rate(step)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = net(images)
+            value = loss(logits, labels)
+        updater.zero_grad(set_to_none=True)
+        value.backward()
+        updater.step()
+        losses.append(value.detach())
+        if observe is not None:
+            observe(step, logits.detach())
+        ask = (step + 1) % 50 == 0 or step + 1 == steps          # now and then: asking at every step would stall a GPU
+        if ask and not torch.isfinite(value):
+            raise FloatingPointError(f"the training loss is {value.item()} at step {step + 1} of {steps}: lower the learning rate")
+    return torch.stack(losses).float() if losses else torch.empty(0)
+
+
+@torch.inference_mode()
+def predict(net: nn.Module, images: Tensor, preprocess: Preprocess | None = None, batch_size: int = 500) -> Tensor:
+    """Logits (N, C) of `images` (N, c, h, w), uint8 with `preprocess` or float in network space, in evaluation mode."""
+    net.eval()
+    return torch.cat([net(preprocess(chunk) if preprocess else chunk) for chunk in images.split(batch_size)])
+
+
+def accuracy(net: nn.Module, split: Split, preprocess: Preprocess) -> float:
+    """Share of `split` that `net` classifies correctly, in [0, 1]."""
+    logits = predict(net, split.images, preprocess)
+    return (logits.argmax(dim=1) == split.labels).double().mean().item()

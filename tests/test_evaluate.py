@@ -1,0 +1,215 @@
+"""Evaluation: the configured steps, fresh networks, test images once and last; rows that nobody loses."""
+
+import csv
+import math
+import multiprocessing
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ddlib import data, evaluate, select, train
+from ddlib.evaluate import COLUMNS, PROTOCOLS, Protocol
+
+QUICK = Protocol(name="quick", source="test", steps=5, repeats=3, width=4)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return data.load("toy")
+
+
+@pytest.fixture(scope="module")
+def syn(toy):
+    return select.random(toy, 3, rng())
+
+
+def test_the_same_seed_gives_the_same_accuracies_and_networks_differ(toy, syn):
+    first, second = (evaluate.evaluate(syn, toy, QUICK, quiet=True) for _ in range(2))
+    assert torch.equal(first.accuracies, second.accuracies)
+    assert len(first.accuracies) == 3
+    nets = [evaluate.train_network(syn, toy, QUICK, 0, repeat)[0] for repeat in range(2)]
+    assert not torch.equal(*(next(net.parameters()) for net in nets))
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_every_protocol_takes_the_steps_it_says(toy, syn, name, monkeypatch):           # T-EVAL-2
+    full = PROTOCOLS[name]
+    short = replace(full, steps=full.steps and 8, epochs=full.epochs and 4, width=4, repeats=1, lr=0.01, batch_size=5,
+                    checkpoints=tuple(1 + k for k in range(len(full.checkpoints))))
+    taken = []
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", lambda *args, **options: taken.append(len(losses := fit(*args, **options))) or losses)
+    evaluate.train_network(syn, toy, short, 0, 0)
+    per_epoch = math.ceil(len(syn.images) / 5)
+    expected = 8 if full.steps else (4 + (full.schedule == "drop")) * per_epoch
+    assert taken == [expected] == [short.num_steps(len(syn.images))]
+
+
+class SpySplit:
+    """A split that notes when it is read."""
+
+    def __init__(self, split, log):
+        self.split, self.log = split, log
+
+    def __getattr__(self, name):
+        self.log.append("test")
+        return getattr(self.split, name)
+
+    def __len__(self):
+        return len(self.split)
+
+
+@pytest.mark.parametrize("name", ["strict-cpu", "podd", "dim"])
+def test_test_images_are_read_once_and_after_all_training(toy, syn, name, monkeypatch):  # T-EVAL-3
+    log = []
+    real = data.load("toy")
+    object.__setattr__(real, "test", SpySplit(toy.test, log))
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", lambda *args, **options: log.append("fit") or fit(*args, **options))
+    protocol = PROTOCOLS[name]
+    short = replace(protocol, steps=protocol.steps and 6, epochs=protocol.epochs and 6, width=4, repeats=2,
+                    checkpoints=tuple(k + 1 for k in range(len(protocol.checkpoints))))
+    evaluate.evaluate(syn, real, short, quiet=True)
+    assert log[:2] == ["fit", "fit"] and set(log[2:]) == {"test"}
+    assert log.count("test") == 2 * 2                                                   # images and labels, per network
+
+
+def test_the_drop_is_where_the_base_codes_put_it():
+    """for epoch in range(E + 1): train; if epoch == E // 2 + 1: lr *= 0.1, new optimizer."""
+    protocol, n = replace(PROTOCOLS["dsa"], epochs=10, batch_size=4), 10
+    rates, restarts, lr = [], [], 0.01
+    for epoch in range(10 + 1):
+        rates += [lr] * 3
+        if epoch == 10 // 2 + 1:
+            lr *= 0.1
+            restarts.append(len(rates))
+    assert [protocol.rate(step, n, 0.01) for step in range(protocol.num_steps(n))] == pytest.approx(rates)
+    assert restarts == [protocol.drop_at(n)]
+
+
+def test_cosine_ends_near_zero_and_thirds_fall_twice():
+    strict = PROTOCOLS["strict"]
+    assert strict.rate(0, 1, 0.01) == 0.01 and strict.rate(999, 1, 0.01) < 1e-7 and strict.rate(500, 1, 0.01) == pytest.approx(0.005)
+    idc = replace(PROTOCOLS["idc"], epochs=12, batch_size=10)
+    assert [round(idc.rate(step, 10, 1.0), 3) for step in (0, 7, 8, 9, 10, 11)] == [1, 1, 0.2, 0.2, 0.04, 0.04]
+
+
+def test_one_set_a_network_and_not_another_number(toy):
+    sets = [select.random(toy, 1, rng(seed)) for seed in range(3)]
+    assert len(evaluate.evaluate(sets, toy, QUICK, quiet=True).accuracies) == 3
+    with pytest.raises(ValueError, match="trains 3 networks and 2 sets"):
+        evaluate.evaluate(sets[:2], toy, QUICK, quiet=True)
+
+
+def test_a_set_of_other_data_is_refused(syn):
+    with pytest.raises(ValueError, match="evaluate it on the data it was distilled from"):
+        evaluate.evaluate(syn, data.load("fashion_mini"), QUICK, quiet=True)
+
+
+def test_the_learned_rate_is_needed_where_the_protocol_wants_it(toy, syn):
+    with pytest.raises(ValueError, match="learned step size"):
+        evaluate.evaluate(syn, toy, replace(PROTOCOLS["mtt"], epochs=1, width=4), quiet=True)
+
+
+def test_finished_networks_are_not_trained_again(toy, syn, tmp_path, monkeypatch):
+    first = evaluate.evaluate(syn, toy, QUICK, folder=tmp_path, quiet=True)
+    (tmp_path / "network-quick-2.safetensors").unlink()                                 # as if killed during the third
+    trained = []
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", lambda *args, **options: trained.append(1) or fit(*args, **options))
+    again = evaluate.evaluate(syn, toy, QUICK, folder=tmp_path, quiet=True)
+    assert torch.equal(first.accuracies, again.accuracies) and len(trained) == 1
+    other = evaluate.evaluate(select.random(toy, 3, rng(9)), toy, QUICK, folder=tmp_path, quiet=True)
+    assert len(trained) == 4 and len(other.accuracies) == 3
+
+
+def test_checkpoints_keep_the_best_weights_by_validation(toy, syn):
+    protocol = Protocol(name="choose", source="test", steps=6, repeats=1, width=4, checkpoints=(2, 4, 6))
+    net, steps = evaluate.train_network(syn, toy, protocol, 0, 0)
+    accuracies = {k: train.accuracy(evaluate.train_network(syn, toy, replace(protocol, checkpoints=(k,)), 0, 0)[0],
+                                    toy.validation, toy.preprocess) for k in (2, 4, 6)}
+    assert steps in (2, 4, 6) and train.accuracy(net, toy.validation, toy.preprocess) == max(accuracies.values()) == accuracies[steps]
+
+
+def test_cutmix_mixes_labels_by_area():
+    images = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
+    labels = torch.eye(2)
+    seen = 0
+    for mixed_images, mixed_labels in (next(evaluate.mixed(iter([(images, labels)]), 1.0, rng(seed))) for seed in range(20)):
+        for image, label in zip(mixed_images, mixed_labels, strict=True):
+            assert image.mean().item() == pytest.approx(label[1].item(), abs=1e-6)
+            seen += 0 < label[1] < 1
+    assert seen > 5
+
+
+def test_mean_and_std_are_over_networks(toy, syn):
+    result = evaluate.evaluate(syn, toy, QUICK, quiet=True)
+    values = result.accuracies.tolist()
+    mean = sum(values) / 3
+    assert result.mean == pytest.approx(mean)
+    assert result.std == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in values) / 2))
+    row = result.row(method="Random", preset="tiny", command="x")
+    assert tuple(row) == COLUMNS and row["budget_scalars"] == syn.budget and row["n"] == 3 and row["ipc"] == "3"
+
+
+def make_row(number):
+    return dict.fromkeys(COLUMNS, "x") | {"seed": number, "command": 'python "a, b"\nc'}
+
+
+def write_many(path, start):
+    for number in range(start, start + 50):
+        evaluate.append_row(path, make_row(number))
+
+
+def test_two_writers_lose_nothing(tmp_path):
+    path = tmp_path / "rows.csv"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_many, args=(path, start)) for start in (0, 1000)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    rows = evaluate.read_rows(path)
+    assert sorted(int(row["seed"]) for row in rows) == [*range(50), *range(1000, 1050)]
+    assert all(row["command"] == 'python "a, b"\nc' for row in rows)
+
+
+def test_a_torn_last_line_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "rows.csv"
+    evaluate.append_row(path, make_row(1))
+    with open(path, "a") as file:
+        file.write("toy,DM,1,conv")
+    evaluate.append_row(path, make_row(2))
+    assert [row["seed"] for row in evaluate.read_rows(path)] == ["1", "2"]
+
+
+def test_a_row_with_other_columns_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="these differ: dataset, extra"):
+        evaluate.append_row(tmp_path / "rows.csv", {**{k: 1 for k in COLUMNS if k != "dataset"}, "extra": 1})
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_changed_protocols_cannot_be_mistaken_for_the_original():
+    assert evaluate.with_options("strict", steps=10).name == "strict steps=10"
+    assert evaluate.with_options("strict", width=16, repeats=2).name == "strict"
+    with pytest.raises(ValueError, match="unknown protocol 'strickt'; choose from"):
+        evaluate.with_options("strickt")
+
+
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(None, None), (1, 1)])
+def test_a_protocol_counts_steps_or_epochs(steps, epochs):
+    with pytest.raises(ValueError, match="either steps or epochs"):
+        Protocol(name="x", source="", steps=steps, epochs=epochs)
+
+
+def test_measured_rows_on_disk_have_the_right_columns():
+    path = evaluate.Path(evaluate.__file__).resolve().parent.parent / "book/results/measured.csv"
+    with open(path, newline="") as file:
+        assert tuple(next(csv.reader(file))) == COLUMNS

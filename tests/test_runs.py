@@ -1,0 +1,154 @@
+"""Runs resume with the same bits, stop when told, and never run something else in your folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ddlib import data, distilled, runs
+from ddlib.methods import Diverged, dm
+
+TINY = dm.PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return data.load("toy")
+
+
+def test_streams_are_separate_and_repeatable():
+    draws = [torch.rand(3, generator=runs.stream(*key)).tolist() for key in [(0, "a"), (0, "b"), (1, "a"), (0, "a", 1), (0, "a")]]
+    assert draws[0] == draws[4]
+    assert len({tuple(draw) for draw in draws}) == 4
+
+
+def test_a_finished_run_is_read_and_not_run_again(toy, tmp_path, monkeypatch):
+    first = runs.run(dm, TINY, tmp_path / "run", real=toy)
+    assert first.finished and first.steps == TINY.steps
+    assert first.metrics()["step"] == list(range(1, TINY.steps + 1))
+    monkeypatch.setattr(dm, "distill", None)
+    again = runs.run(dm, TINY, tmp_path / "run", real=toy)
+    assert torch.equal(first.syn.images, again.syn.images)
+
+
+def test_the_artifact_says_where_it_came_from(toy, tmp_path):
+    runs.run(dm, replace(TINY, seed=4), tmp_path, real=toy)
+    meta = distilled.load(tmp_path / "distilled.safetensors").meta
+    assert meta["method"] == "DM" and meta["seed"] == 4 and meta["config"]["steps"] == TINY.steps and meta["dataset"] == "toy"
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "distilled.safetensors", "environment.txt", "metrics.csv", "time.json"]
+
+
+def test_another_config_in_the_same_folder_is_refused(toy, tmp_path):
+    runs.run(dm, TINY, tmp_path, real=toy)
+    with pytest.raises(ValueError, match=r"seed = 0 there, 1 now"):
+        runs.run(dm, replace(TINY, seed=1), tmp_path, real=toy)
+
+
+def test_a_run_cut_by_time_goes_on_with_the_same_bits(toy, tmp_path):
+    whole = runs.run(dm, TINY, tmp_path / "whole", real=toy)
+    for _ in range(TINY.steps):
+        part = runs.run(dm, TINY, tmp_path / "slices", real=toy, minutes=1e-9)
+    assert part.finished
+    assert (tmp_path / "slices/distilled.safetensors").read_bytes() == (tmp_path / "whole/distilled.safetensors").read_bytes()
+    assert (tmp_path / "slices/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+    assert whole.metrics() == part.metrics()
+
+
+def test_a_slice_of_no_time_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="minutes must be above 0"):
+        runs.run(dm, TINY, tmp_path, minutes=0)
+
+
+VICTIM = """
+import sys
+from dataclasses import replace
+from ddlib import runs
+from ddlib.methods import dm
+runs.run(dm, replace(dm.PRESETS["tiny"], steps=400), sys.argv[1], checkpoint_seconds=0.05, every=10**9)
+"""
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
+    """SIGKILL, five times, at moments spread over the run; then to the end: bytes equal to an undisturbed run's."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", VICTIM, str(tmp_path / "whole")], check=True, env=env)
+    waits = (0.3 + 2.5 * torch.rand(5, generator=runs.stream(time.time_ns(), "kill"))).tolist()
+    for wait in waits:
+        process = subprocess.Popen([sys.executable, "-c", VICTIM, str(tmp_path / "killed")], env=env)
+        deadline = time.monotonic() + 60                         # count the wait from the first sign of life
+        while not (tmp_path / "killed/config.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", VICTIM, str(tmp_path / "killed")], check=True, env=env)
+    for name in ("distilled.safetensors", "metrics.csv", "config.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), f"{name} after {waits}"
+    assert not [name for name in os.listdir(tmp_path / "killed") if name.endswith(".part")]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_set_and_names_the_term(toy, tmp_path, monkeypatch):
+    loss = dm.matching_loss
+    calls = []
+    monkeypatch.setattr(dm, "matching_loss", lambda *pair: calls.append(1) or loss(*pair) * (float("nan") if len(calls) == 4 else 1))
+    with pytest.raises(Diverged, match=r"the term 'match' became nan at step 4") as caught:
+        runs.run(dm, TINY, tmp_path / "nan", real=toy)
+    assert "the set after step 3 is in" in caught.value.__notes__[0] and "last_good.safetensors" in caught.value.__notes__[0]
+    monkeypatch.setattr(dm, "matching_loss", loss)
+    *_, third = dm.distill(toy, replace(TINY, steps=3))
+    assert torch.equal(distilled.load(tmp_path / "nan/last_good.safetensors").images, third.syn.images)
+    assert not (tmp_path / "nan/distilled.safetensors").exists()
+
+
+def test_an_update_that_overflows_keeps_the_set_before_it(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim.SGD, "step", overflow_at(3, torch.optim.SGD.step))
+    with pytest.raises(Diverged, match="the set itself stopped being finite at step 3") as caught:
+        runs.run(dm, TINY, tmp_path, real=toy)
+    assert "the set after step 2 is in" in caught.value.__notes__[0]
+    assert torch.isfinite(distilled.load(tmp_path / "last_good.safetensors").images).all()
+
+
+def overflow_at(step, original):
+    calls = []
+
+    def updated(optimizer):
+        original(optimizer)
+        calls.append(1)
+        if len(calls) == step:
+            optimizer.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    return updated
+
+
+def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
+    assert list(runs.progress(iter("abcdefg"), 7, every=3, title="letters")) == list("abcdefg")
+    assert capsys.readouterr().out.splitlines() == ["letters 3/7", "letters 6/7", "letters 7/7"]
+
+
+def command(*words, cwd):
+    return subprocess.run([sys.executable, "-m", "ddlib.methods.dm", *words], capture_output=True, text=True, cwd=cwd,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_the_command_line_distils_in_slices_and_evaluates(tmp_path):
+    words = ["--preset", "tiny", "--steps", "30", "--out", "run"]
+    cut = command(*words, "--minutes", "1e-9", cwd=tmp_path)
+    assert cut.returncode == 0 and "at step 1 of 30; the same command goes on" in cut.stdout
+    done = command(*words, "--evaluate", "strict-cpu", "--results", "rows.csv", cwd=tmp_path)
+    assert done.returncode == 0 and "finished 30 steps" in done.stdout, done.stderr
+    _, row = (tmp_path / "rows.csv").read_text().splitlines()
+    assert row.startswith("toy,DM,1,convnet3,convnet3,width 4,") and "python -m ddlib.methods.dm --preset tiny" in row
+    assert json.loads((tmp_path / "run/config.json").read_text())["steps"] == 30
+
+
+@pytest.mark.parametrize(("words", "message"), [(["--preset", "huge"], "invalid choice: 'huge'"), (["--ipc", "0"], "ipc"),
+                                                (["--dataset", "imagenet22k"], "unknown dataset"), (["--minutes", "0"], "above 0")])
+def test_the_command_line_answers_bad_input_in_a_sentence(tmp_path, words, message):
+    done = command("--out", str(tmp_path / "run"), *words, cwd=tmp_path)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,117 @@
+"""The training loop is plain SGD or Adam, visits every image, and stops when the loss does."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ddlib import data, models, train
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return data.load("toy")
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def linear(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+
+
+def test_every_pass_visits_each_image_once():
+    batches = train.Batches(torch.arange(10.0).reshape(10, 1, 1, 1), torch.arange(10), 4, rng())
+    stream = iter(batches)
+    for _ in range(3):
+        visited = torch.cat([next(stream)[1] for _ in range(3)])
+        assert sorted(visited.tolist()) == list(range(10))
+
+
+def test_indices_tell_which_images_a_batch_holds():
+    batches = train.Batches(torch.arange(10.0).reshape(10, 1, 1, 1), torch.arange(10), 4, rng())
+    for (_, labels), _ in zip(batches, range(7), strict=False):
+        assert torch.equal(batches.indices, labels)
+
+
+def test_no_images_is_an_error():
+    with pytest.raises(ValueError, match="no images"):
+        train.Batches(torch.empty(0, 1, 2, 2), torch.empty(0), 4, rng())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_fit_equals_a_loop_written_out(optimizer):
+    images, labels = torch.randn(8, 1, 2, 2, dtype=torch.float64, generator=rng()), torch.arange(8) % 3
+    ours, theirs = linear(), linear()
+    train.fit(ours, iter([(images, labels)] * 5), steps=5, lr=lambda step: 0.1 / (1 + step), optimizer=optimizer, weight_decay=0.01)
+    weights = [p.detach().clone().requires_grad_() for p in theirs.parameters()]
+    first = [torch.zeros_like(w) for w in weights]
+    second = [torch.zeros_like(w) for w in weights]
+    for step in range(5):
+        loss = F.cross_entropy(F.linear(images.flatten(1), *weights), labels)
+        for k, (w, g) in enumerate(zip(weights, torch.autograd.grad(loss, weights), strict=True)):
+            g = g + 0.01 * w.detach()
+            if optimizer == "sgd":
+                first[k] = 0.9 * first[k] + g
+                change = first[k]
+            else:
+                first[k], second[k] = 0.9 * first[k] + 0.1 * g, 0.999 * second[k] + 0.001 * g**2
+                change = (first[k] / (1 - 0.9 ** (step + 1))) / ((second[k] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            w.data -= 0.1 / (1 + step) * change
+    for w, p in zip(weights, ours.parameters(), strict=True):
+        assert torch.allclose(w, p, atol=1e-12)
+
+
+def test_a_restart_forgets_the_momentum():
+    images, labels = torch.randn(8, 1, 2, 2, dtype=torch.float64, generator=rng()), torch.arange(8) % 3
+    whole, first, second = linear(), linear(), linear()
+    train.fit(whole, iter([(images, labels)] * 6), steps=6, restart_at=3)
+    train.fit(first, iter([(images, labels)] * 3), steps=3)
+    second.load_state_dict(first.state_dict())
+    train.fit(second, iter([(images, labels)] * 3), steps=3)
+    assert torch.equal(whole[1].weight, second[1].weight)
+
+
+def test_a_diverging_loss_is_an_error_that_names_the_step():
+    images, labels = 1e3 * torch.randn(8, 1, 2, 2, dtype=torch.float64, generator=rng()), torch.arange(8) % 3
+    with pytest.raises(FloatingPointError, match="at step 50 of 60"):
+        train.fit(linear(), iter([(images, labels)] * 60), steps=60, lr=1e300)
+
+
+def test_augmentation_needs_a_stream():
+    with pytest.raises(ValueError, match="rng"):
+        train.fit(linear(), iter([]), steps=1, augment="flip")
+
+
+def test_training_leaves_the_global_stream_alone_and_repeats_itself(toy):
+    def once():
+        net = models.build("convnet3", shape=toy.shape, num_classes=toy.num_classes, width=4, seed=1)
+        batches = train.Batches(toy.train.images, toy.train.labels, 32, rng(1), toy.preprocess)
+        return train.fit(net, batches, steps=5, augment="color_crop_cutout_flip_scale_rotate", rng=rng(2))
+
+    before = torch.get_rng_state()
+    first = once()
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, once())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_small_network_learns_the_toy_set(toy, precision):
+    net = models.build("convnet3", shape=toy.shape, num_classes=toy.num_classes, width=8, seed=0)
+    batches = train.Batches(toy.train.images, toy.train.labels, 32, rng(1), toy.preprocess)
+    losses = train.fit(net, batches, steps=60, lr=0.05, precision=precision)
+    assert losses.shape == (60,) and losses[-10:].mean() < losses[:10].mean()
+    assert next(net.parameters()).dtype == torch.float32
+    assert train.accuracy(net, toy.validation, toy.preprocess) > 0.6
+
+
+def test_accuracy_counts_right_answers(toy):
+    class Oracle(nn.Module):
+        def forward(self, x):
+            return F.one_hot(answers[: len(x)], toy.num_classes).float()
+
+    answers = toy.test.labels.clone()
+    answers[:4] = (answers[:4] + 1) % toy.num_classes
+    assert train.accuracy(Oracle(), toy.test, toy.preprocess) == pytest.approx(1 - 4 / len(toy.test))
