@@ -29,7 +29,7 @@ assert preset != "broken", "the preset is broken"
 if preset == "killed":
     os._exit(9)
 if preset == "slow":
-    print("sleeping", flush=True)
+    print("sleeping", os.getpid(), flush=True)
     time.sleep(600)
 folder = pathlib.Path(out)
 (folder / "table.txt").write_text(f"method  ipc\\nDM      {ipc}\\n")
@@ -154,7 +154,8 @@ def test_an_interrupted_chapter_says_that_it_resumes_and_leaves_no_kernel(folder
     process = subprocess.Popen([sys.executable, "-u", "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if "sleeping" in line:
+        if line.startswith("sleeping"):
+            kernel = int(line.split()[1])
             break
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -162,6 +163,8 @@ def test_an_interrupted_chapter_says_that_it_resumes_and_leaves_no_kernel(folder
     assert process.returncode == 130
     assert "resumes" in errors
     assert time.monotonic() - started < 60
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
