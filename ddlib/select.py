@@ -7,15 +7,18 @@ chosen images in `real.train` as meta["indices"].
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ddlib import models, train
+from ddlib import data, models, train
 from ddlib.data import ImageSet, check_ipc
 from ddlib.distilled import PixelSet
-from ddlib.runs import stream
+from ddlib.runs import pick_device, stream
 
 
 def random(real: ImageSet, ipc: int, rng: torch.Generator) -> PixelSet:
@@ -128,3 +131,65 @@ def by_features(real: ImageSet, ipc: int, net: models.Classifier, choose: Callab
         chosen.append(members[choose(embeddings(net, real, members), ipc)].cpu())
     return PixelSet.from_indices(real, torch.cat(chosen), method=method)
 
+
+METHODS = ("Random", "Herding", "K-Center", "Forgetting")
+
+
+def main() -> int:
+    """`python -m ddlib.select`: choose with some recipes at some IPCs, evaluate each choice, append the rows."""
+    from ddlib import evaluate
+
+    parser = argparse.ArgumentParser(prog="python -m ddlib.select", description=main.__doc__)
+    parser.add_argument("--dataset", default="fashion_mini", help=f"one of {', '.join(sorted(data.DATASETS))}")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)}")
+    parser.add_argument("--ipcs", nargs="+", type=int, default=[1, 10], metavar="IPC")
+    parser.add_argument("--width", type=int, default=32, help="width of ConvNet-3, for choosing and for evaluating")
+    parser.add_argument("--feature-epochs", type=int, default=5, help="training of the network that Herding and K-Center look through")
+    parser.add_argument("--forgetting-epochs", type=int, default=10)
+    parser.add_argument("--evaluate", default="strict-cpu", choices=sorted(evaluate.PROTOCOLS), metavar="PROTOCOL")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
+    parser.add_argument("--results", help="CSV file that the rows are appended to; rows already there are not made again")
+    arguments = parser.parse_args()
+    try:
+        select_and_evaluate(arguments)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def select_and_evaluate(arguments: argparse.Namespace) -> None:
+    from ddlib import evaluate
+
+    real = data.load(arguments.dataset, arguments.data).to(pick_device())
+    protocol = evaluate.with_options(arguments.evaluate, width=arguments.width)
+    net, counts = None, None
+    for method in arguments.methods:
+        for ipc in arguments.ipcs:
+            command = (f"python -m ddlib.select --dataset {real.name} --methods {method} --ipcs {ipc} --width {arguments.width} "
+                       f"--feature-epochs {arguments.feature_epochs} --forgetting-epochs {arguments.forgetting_epochs} "
+                       f"--evaluate {protocol.name} --seed {arguments.seed}")
+            if arguments.results and any(row["command"] == command for row in evaluate.read_rows(Path(arguments.results))):
+                print(f"{method} at ipc {ipc} is there already")
+                continue
+            rng = stream(arguments.seed, method, ipc)
+            if method == "Random":                                                      # a new draw for every network
+                syn = [random(real, ipc, rng) for _ in range(protocol.repeats)]
+            elif method == "Forgetting":
+                if counts is None:
+                    counts = forgetting_counts(real, arguments.forgetting_epochs, width=arguments.width, seed=arguments.seed)
+                syn = [forgetting(real, ipc, counts, rng)] * protocol.repeats
+            else:
+                net = net or feature_net(real, arguments.feature_epochs, width=arguments.width, seed=arguments.seed)
+                syn = [(herding if method == "Herding" else k_center)(real, ipc, net)] * protocol.repeats
+            row = evaluate.evaluate(syn, real, protocol, seed=arguments.seed, quiet=True).row(method=method, command=command)
+            print(f"{method} at ipc {ipc}: {row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})", flush=True)
+            if arguments.results:
+                evaluate.append_row(arguments.results, row)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

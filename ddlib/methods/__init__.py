@@ -105,8 +105,8 @@ def main(method: Method) -> int:
             return 0
         print(f"finished {result.steps} steps in {result.minutes:.1f} minutes: {result.folder / 'distilled.safetensors'}")
         if arguments.evaluate:
-            evaluation = evaluate.evaluate(result.syn, real, evaluate.PROTOCOLS[arguments.evaluate], seed=config.seed,
-                                           folder=result.folder)
+            protocol = evaluate.with_options(arguments.evaluate, network=config.network, width=config.width)
+            evaluation = evaluate.evaluate(result.syn, real, protocol, seed=config.seed, folder=result.folder)
             row = evaluation.row(method=method.NAME, preset=arguments.preset, command=" ".join([parser.prog, *sys.argv[1:]]))
             print(f"{method.NAME} at ipc {row['ipc']}: {row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})")
             if arguments.results:
