@@ -171,8 +171,8 @@ def evaluate(syn: DistilledSet | Sequence[DistilledSet], real: ImageSet, protoco
     device, started = real.train.images.device, time.monotonic()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    trained = [train_network(each, real, protocol, seed, repeat, Path(folder) if folder else None)
-               for repeat, each in progress(enumerate(sets), len(sets), every=math.inf if quiet else 1, title="network")]
+    numbered = enumerate(sets) if quiet else progress(enumerate(sets), len(sets), every=1, title="network")
+    trained = [train_network(each, real, protocol, seed, repeat, Path(folder) if folder else None) for repeat, each in numbered]
     # The one place where test images are read: every network is final by now.
     accuracies = torch.tensor([train.accuracy(net, real.test, each.preprocess)
                                for (net, _), each in zip(trained, sets, strict=True)], dtype=torch.float64)

@@ -70,7 +70,7 @@ def provenance() -> dict[str, str]:
     return {"commit": commit, "ddlib": ours, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def progress(items: Iterable[T], total: int, every: float = 50, title: str = "") -> Iterator[T]:
+def progress(items: Iterable[T], total: int, every: int = 50, title: str = "") -> Iterator[T]:
     """Pass `items` on, with a bar on a terminal and a plain line every `every` items anywhere else.
 
     A `Step` shows its losses.
@@ -113,6 +113,10 @@ class Result:
     def finished(self) -> bool:
         return self.syn is not None
 
+    def snapshots(self) -> dict[int, distilled.DistilledSet]:
+        """The sets that were kept on the way, by step."""
+        return {int(path.stem.split("-")[1]): distilled.load(path) for path in sorted((self.folder / "snapshots").glob("step-*"))}
+
     def metrics(self) -> dict[str, list[float]]:
         """The columns of metrics.csv: step and every loss term."""
         with open(self.folder / "metrics.csv", newline="", encoding="utf-8") as file:
@@ -121,10 +125,11 @@ class Result:
 
 
 def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | None = None, minutes: float = math.inf,
-        every: int = 50, checkpoint_seconds: float = 20.0, device: torch.device | str | None = None) -> Result:
+        every: int = 50, snapshots: int = 0, checkpoint_seconds: float = 20.0, device: torch.device | str | None = None) -> Result:
     """Distil with `method` (a module of ddlib.methods) into the folder `out`, resuming what is there.
 
-    Writes config.json, metrics.csv, checkpoint.safetensors (about every `checkpoint_seconds`) and, at the end,
+    every: a line of progress every so many steps, where there is no terminal. snapshots: how many sets to keep on the way,
+    evenly spaced, besides the one after the first step. Writes config.json, metrics.csv, checkpoint.safetensors (about every `checkpoint_seconds`) and, at the end,
     distilled.safetensors; a run that is killed and started again ends with the same bytes in the last two of these as
     one that was not. Stops cleanly after `minutes`. A folder that holds a finished run of the same config is read, not
     run again; one of another config raises ValueError. Raises Diverged, with the last good set in
@@ -144,6 +149,7 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
         resume = files.unflatten_tree(header["tree"], tensors)
     real = (real or data.load(config.dataset)).to(device or pick_device())
     metrics = Metrics(out / "metrics.csv", keep=resume["index"] if resume else 0)
+    keep = {1, *(round(config.steps * part / snapshots) for part in range(1, snapshots + 1))} if snapshots else set()
     step: Step | None = None
     good: tuple[int, dict[str, torch.Tensor]] | None = None
 
@@ -167,6 +173,8 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
             if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
                 raise Diverged(f"the set itself stopped being finite at step {step.index}: lower the learning rate and start again")
             good, now = (step.index, tensors), time.monotonic()
+            if step.index in keep:
+                step.syn.save(out / "snapshots" / f"step-{step.index:06d}.safetensors")
             if step.index == config.steps:
                 break
             if now - saved > checkpoint_seconds or now - started > 60 * minutes:

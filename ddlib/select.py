@@ -97,7 +97,7 @@ def feature_net(real: ImageSet, epochs: int = 5, *, network: str = "convnet3", w
 def embeddings(net: models.Classifier, real: ImageSet, indices: Tensor, batch_size: int = 500) -> Tensor:
     """Features (n, F) of the training images at `indices` (n,), in evaluation mode and without augmentation."""
     net.eval()
-    return torch.cat([net.embed(real.preprocess(real.train.images[part])) for part in indices.split(batch_size)])
+    return torch.cat([net.embed(real.preprocess(real.train.images.index_select(0, part))) for part in indices.split(batch_size)])
 
 
 def forgetting_counts(real: ImageSet, epochs: int = 10, *, network: str = "convnet3", width: int | None = None,

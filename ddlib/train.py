@@ -34,8 +34,8 @@ class Batches:
         while True:
             order = torch.randperm(len(self.images), generator=self.rng).to(self.images.device)
             for indices in order.split(self.batch_size):
-                self.indices, images = indices, self.images[indices]
-                yield (self.preprocess(images) if self.preprocess else images), self.labels[indices]
+                self.indices, images = indices, self.images.index_select(0, indices)    # on a CPU much faster than [indices]
+                yield (self.preprocess(images) if self.preprocess else images), self.labels.index_select(0, indices)
 
 
 def fit(net: nn.Module, batches: Batches | Iterator[Batch], *, steps: int, lr: float | Callable[[int], float] = 0.01,

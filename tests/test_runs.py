@@ -44,6 +44,14 @@ def test_the_artifact_says_where_it_came_from(toy, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["config.json", "distilled.safetensors", "environment.txt", "metrics.csv", "time.json"]
 
 
+def test_snapshots_are_kept_evenly_and_read_back(toy, tmp_path):
+    result = runs.run(dm, TINY, tmp_path, real=toy, snapshots=3)
+    kept = result.snapshots()
+    assert list(kept) == [1, 2, 4, 6] and torch.equal(kept[6].images, result.syn.images)
+    *_, second = dm.distill(toy, replace(TINY, steps=2))
+    assert torch.equal(kept[2].images, second.syn.images)
+
+
 def test_another_config_in_the_same_folder_is_refused(toy, tmp_path):
     runs.run(dm, TINY, tmp_path, real=toy)
     with pytest.raises(ValueError, match=r"seed = 0 there, 1 now"):
