@@ -137,8 +137,9 @@ class Evaluation:
         """Standard deviation over networks (n - 1 in the denominator); nan for one network."""
         return self.accuracies.std().item() if len(self.accuracies) > 1 else math.nan
 
-    def row(self, *, method: str, variant: str = "", train_arch: str = "", preset: str = "", command: str = "") -> dict[str, Any]:
-        """One row of `measured.csv`; accuracies in percent."""
+    def row(self, *, method: str, variant: str = "", train_arch: str = "", preset: str = "", command: str = "",
+            distilling: float = 0.0) -> dict[str, Any]:
+        """One row of `measured.csv`; accuracies in percent. distilling: minutes that making the set took, added to ours."""
         config = self.syn.meta.get("config", {})
         width = self.protocol.width or config.get("width")
         return {
@@ -147,7 +148,7 @@ class Evaluation:
             "variant": variant or (f"width {width}" if width else ""),
             "accuracy_mean": f"{100 * self.mean:.2f}", "accuracy_std": f"{100 * self.std:.2f}", "n": len(self.accuracies),
             "protocol": self.protocol.name, "preset": preset, "budget_scalars": self.syn.budget, "seed": self.seed,
-            "commit": provenance()["commit"], "device": self.device, "minutes": f"{self.minutes:.2f}",
+            "commit": provenance()["commit"], "device": self.device, "minutes": f"{distilling + self.minutes:.2f}",
             "peak_mb": self.peak_mb, "command": command,
         }
 

@@ -107,7 +107,8 @@ def main(method: Method) -> int:
         if arguments.evaluate:
             protocol = evaluate.with_options(arguments.evaluate, network=config.network, width=config.width)
             evaluation = evaluate.evaluate(result.syn, real, protocol, seed=config.seed, folder=result.folder)
-            row = evaluation.row(method=method.NAME, preset=arguments.preset, command=" ".join([parser.prog, *sys.argv[1:]]))
+            row = evaluation.row(method=method.NAME, preset=arguments.preset, distilling=result.minutes,
+                                 command=" ".join([parser.prog, *sys.argv[1:]]))
             print(f"{method.NAME} at ipc {row['ipc']}: {row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})")
             if arguments.results:
                 evaluate.append_row(arguments.results, row)
