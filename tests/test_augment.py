@@ -133,7 +133,7 @@ def test_siamese_use_treats_all_images_alike(op):
     """T-AUG-1: equal halves stay equal halves, and a batch of another size gets the same change."""
     images = some_images((3, 16, 16), 5)
     for seed in range(4):
-        params = augment.draw(op, 1, (3, 16, 16), generator(seed), siamese=True)
+        params = augment.draw(op, 10, (3, 16, 16), generator(seed), siamese=True)
         twice = augment.apply(params, torch.cat([images, images]))
         assert torch.equal(twice[:5], twice[5:])
         torch.testing.assert_close(twice[:5], augment.apply(params, images), rtol=0, atol=1e-15)

@@ -259,7 +259,7 @@ def test_theta_of_another_network_is_refused():
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)
-def test_every_network_can_be_differentiated_twice_without_changing_values_in_place(name):
+def test_every_network_can_be_differentiated_twice_and_changes_nothing_in_place(name):
     shape = CIFAR if models.NETWORKS[name].smallest > 16 else (3, 16, 16)
     net = small(name, shape)
     theta = models.flatten(net).requires_grad_()
@@ -268,6 +268,7 @@ def test_every_network_can_be_differentiated_twice_without_changing_values_in_pl
     (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), images)
     assert second.isfinite().all() and second.abs().max() > 0
+    assert not any(getattr(layer, "inplace", False) for layer in net.modules())
 
 
 def test_first_and_second_derivatives_agree_with_differences():
