@@ -129,11 +129,13 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
     """Distil with `method` (a module of ddlib.methods) into the folder `out`, resuming what is there.
 
     every: a line of progress every so many steps, where there is no terminal. snapshots: how many sets to keep on the way,
-    evenly spaced, besides the one after the first step. Writes config.json, metrics.csv, checkpoint.safetensors (about every `checkpoint_seconds`) and, at the end,
-    distilled.safetensors; a run that is killed and started again ends with the same bytes in the last two of these as
-    one that was not. Stops cleanly after `minutes`. A folder that holds a finished run of the same config is read, not
-    run again; one of another config raises ValueError. Raises Diverged, with the last good set in
-    last_good.safetensors, when a loss stops being finite.
+    evenly spaced, besides the one after the first step.
+
+    Writes config.json, metrics.csv, checkpoint.safetensors (about every `checkpoint_seconds`) and, at the end,
+    distilled.safetensors. A run that is killed and started again ends with the same bytes of metrics and set as one that
+    was not. Stops cleanly after `minutes`. A folder that holds a finished run of the same config is read, not run again;
+    one of another config raises ValueError. Raises Diverged, with the last good set in last_good.safetensors, when a loss
+    stops being finite.
     """
     out, started = Path(out), time.monotonic()
     if not minutes > 0:
