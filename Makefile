@@ -92,7 +92,7 @@ notebooks: $(VENV)/.book
 	@$(PY) notebooks/write.py $(if $(filter command line,$(origin CHAPTER)),$(CHAPTER))
 
 book: $(VENV)/.book
-	@$(PY) -m jupyter_book build . --toc book/_toc.yml -W -n --keep-going --quiet
+	@$(VENV)/bin/jupyter-book build . --toc book/_toc.yml -W -n --keep-going --quiet
 	@echo 'the book: _build/html/index.html'
 
 bench: $(VENV)/.test

@@ -55,7 +55,8 @@ def built_book(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path
         if not log.exists():
             source.mkdir()
             copy_sources(source)
-            command = [sys.executable, "-m", "jupyter_book", "build", ".", "--toc", "book/_toc.yml", "-W", "-n", "--keep-going"]
+            program = str(Path(sys.executable).with_name("jupyter-book"))
+            command = [program, "build", ".", "--toc", "book/_toc.yml", "-W", "-n", "--keep-going"]
             done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=600)
             log.write_text(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
     text = log.read_text()
