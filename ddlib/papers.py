@@ -299,7 +299,7 @@ class Table:
             data = "".join(f'<td class="{a}">{c}</td>' for c, a in zip(rest, align[1:], strict=True))
             body.append(f'<tr><th scope="row" class="txt">{first}</th>{data}</tr>')
         rows = "\n".join(body)
-        caption = f"<caption>{escape(self.caption)}</caption>" if self.caption else ""
+        caption = f"<caption><span>{escape(self.caption)}</span></caption>" if self.caption else ""
         foot = "".join(f"<li>{escape(note)}</li>" for note in self.footnotes)
         foot = f"<ol>{foot}</ol>" if foot else ""
         label = escape(self.caption or "results", quote=True)
@@ -324,6 +324,7 @@ _TABLE_CSS = (
     ".ddlib-table .scroll{overflow-x:auto;max-width:100%}"
     ".ddlib-table table{border-collapse:collapse;margin:0;width:auto}"
     ".ddlib-table caption{caption-side:top;text-align:left;color:#1f2328;font-weight:600;padding:.2em .6em .5em}"
+    ".ddlib-table caption span{display:inline-block;position:sticky;left:.6em;max-width:calc(100vw - 5em)}"
     ".ddlib-table th,.ddlib-table td{padding:.3em .6em;border:0;border-bottom:1px solid #d0d7de;background:#fff;"
     "color:#1f2328;white-space:nowrap;font-variant-numeric:tabular-nums}"
     ".ddlib-table thead th{border-bottom:2px solid #57606a;vertical-align:bottom}"

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 matplotlib = pytest.importorskip("matplotlib")
-from matplotlib.colors import to_rgb  # noqa: E402
+from matplotlib.colors import to_rgb
 
-from ddlib import papers, plots  # noqa: E402
+from ddlib import papers, plots
 
 CLASSES = ("coat", "bag", "dress")
 

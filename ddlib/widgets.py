@@ -1,0 +1,563 @@
+"""Knobs in two forms: in the published page (plain HTML, no kernel, no network) and live in a notebook (ipywidgets).
+
+`knob()` has one drawing function and gives both: `.page()` computes every picture ahead and lets an HTML slider choose,
+`.live()` calls the function. `page()` is for what the browser can compute itself from data, and `ipc_explorer()` is
+built on it. Every page widget is `<div class="ddlib-widget" id=UID>` with a labelled range input and an output;
+ids are given or derived from the content, so an unchanged notebook stays byte-identical. Needs matplotlib or ipywidgets
+only where a function uses them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SPRITE_LIMIT = 120_000  # characters of the embedded pictures of `ipc_explorer`
+
+# A light card of its own: the dark theme of the page puts light boxes behind outputs, and figures are white anyway.
+_CSS = """
+.ddlib-widget{color-scheme:light;color:#1f2328;background:#fff;border:1px solid #d0d7de;border-radius:6px;
+padding:.7em .9em;margin:.3em 0;max-width:100%;box-sizing:border-box;font-size:.92rem;line-height:1.45}
+.ddlib-widget .knob{display:flex;flex-wrap:wrap;align-items:center;gap:.3em .8em;margin-bottom:.5em}
+.ddlib-widget .knob label{font-weight:600}
+.ddlib-widget .knob input{flex:1 1 12em;min-width:0;max-width:28em;height:1.8em;margin:0;accent-color:#0969da}
+.ddlib-widget .knob output{min-width:3.5em;font-variant-numeric:tabular-nums;font-weight:600}
+.ddlib-widget input:focus-visible{outline:2px solid #0969da;outline-offset:3px}
+.ddlib-widget .body img{display:block;max-width:100%;height:auto;padding:0;margin:0;background:#fff}
+.ddlib-widget .body svg{display:block;max-width:100%}
+@media (max-width:480px){.ddlib-widget .knob input{order:3;flex-basis:100%;max-width:none}}
+"""
+
+_SCRIPT = """
+(function () {
+  const here = document.currentScript;
+  const root = (here && here.closest(".ddlib-widget")) || document.getElementById(%(uid)s);
+  if (!root) return;
+  const knob = root.querySelector("input"), shown = root.querySelector("output"), body = root.querySelector(".body");
+  const values = %(values)s, texts = %(texts)s, data = %(data)s;
+  const draw = (function () {
+%(script)s
+  })();
+  function update() {
+    const index = Math.max(0, Math.min(values.length - 1, Math.round((knob.value - knob.min) / knob.step)));
+    shown.textContent = texts[index];
+    knob.setAttribute("aria-valuetext", texts[index]);
+    draw(values[index], index);
+  }
+  knob.addEventListener("input", update);
+  update();
+})();
+"""
+
+
+@dataclass(frozen=True)
+class Widget:
+    """A figure with a slider, as HTML that needs nothing else. A notebook shows it as the value of a cell."""
+
+    uid: str
+    html: str
+    description: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return f"<page widget {self.uid}: {self.description}>"
+
+
+# ------------------------------------------------------------------------------------------------- one knob, two forms
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One drawing function and one argument of it; see `knob`."""
+
+    draw: Callable[..., Any]
+    name: str
+    values: tuple
+    label: str
+    span: tuple[float, float, float] | None = None
+
+    def page(self, uid: str | None = None, **options: Any) -> Widget:
+        """The form for the published page: `frames` over all values."""
+        choice: dict[str, Any] = {self.name: self.values}
+        return frames(self.draw, label=self.label, uid=uid, **options, **choice)
+
+    def live(self, start: Any = None) -> Any:
+        """The form for a notebook with a kernel: an ipywidgets slider that calls the drawing function."""
+        return live(self.draw, label=self.label, start=start, **{self.name: self.span or list(self.values)})
+
+
+def knob(
+    draw: Callable[..., Any], *, label: str | None = None, span: tuple[float, float, float] | None = None, **choice: Any
+) -> Knob:
+    """Both forms of one knob: `knob(draw, tau=[0.5, 1, 2], span=(0.5, 8, 0.1))`, then `.page()` and `.live()`.
+
+    draw: called as draw(tau=value), returns a matplotlib Figure. The one further keyword names its argument and lists
+    the values of the page. span: (low, high, step) of the live slider, by default the same values.
+    """
+    name, values = _one_choice("knob", choice)
+    return Knob(draw, name, _values(name, values), label or name, span)
+
+
+def frames(
+    draw: Callable[..., Any],
+    *,
+    label: str | None = None,
+    uid: str | None = None,
+    start: Any = None,
+    text: Callable[[Any], str] | None = None,
+    alt: Callable[[Any], str] | None = None,
+    dpi: float = 80,
+    **choice: Any,
+) -> Widget:
+    """Pictures computed ahead, one per value, and an HTML slider that chooses: `frames(draw, tau=[0.5, 1, 2, 4])`.
+
+    draw: called as draw(tau=value) for every value, returns a matplotlib Figure. label: what the slider sets ("tau,
+    temperature"). start: the value shown first (the first one). text, alt: how a value is printed beside the slider,
+    and the description of its picture for readers who do not see it (label and value). uid: id of the HTML element,
+    by default from the content. Pictures are stored in the page: keep them few, and of size plots.HALF, which a phone
+    shows without shrinking its letters.
+    """
+    from ddlib.plots import png
+
+    name, given = _one_choice("frames", choice)
+    values = _values(name, given)
+    label = label or name
+    texts = [(text or _text)(value) for value in values]
+    first = _index(name, values, start)
+    sources = []
+    for value in values:
+        figure = _figure(draw, name, value)
+        sources.append("data:image/png;base64," + base64.b64encode(png(figure, dpi)).decode("ascii"))
+    alts = [alt(value) if alt else f"{label}: {printed}" for value, printed in zip(values, texts, strict=True)]
+    body = f'<img src="{sources[first]}" alt="{escape(alts[first], quote=True)}">'
+    stored: list[str | None] = [*sources]
+    stored[first] = None  # it is in the page already
+    script = """
+    const image = body.querySelector("img");
+    const sources = data.sources.map(source => source === null ? image.src : source);
+    return function (value, index) { image.src = sources[index]; image.alt = data.alts[index]; };"""
+    return page(
+        uid, label=label, values=values, texts=texts, start=values[first], body=body, script=script,
+        data={"sources": stored, "alts": alts},
+    )
+
+
+def live(draw: Callable[..., Any], *, label: str | None = None, start: Any = None, **choice: Any) -> Any:
+    """An ipywidgets slider that calls draw(name=value) when it is released: `live(draw, tau=(0.5, 8.0, 0.1))`.
+
+    The argument is (low, high, step), or a list of values. Needs a kernel: tag the cell `live` and store no output.
+    """
+    import ipywidgets
+
+    name, given = _one_choice("live", choice)
+    label = label or name
+    common: dict[str, Any] = {
+        "description": label, "continuous_update": False,
+        "style": {"description_width": "initial"}, "layout": {"width": "min(32em, 95%)"},
+    }
+    if isinstance(given, tuple) and len(given) == 3 and all(isinstance(v, int | float) for v in given):
+        low, high, step = given
+        if not (low < high and step > 0):
+            raise ValueError(f"{name} must be (low, high, step) with low < high and step > 0, got {given}")
+        whole = all(isinstance(v, int) for v in given)
+        kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+        slider = kind(value=low if start is None else start, min=low, max=high, step=step, **common)
+    else:
+        values = _values(name, given)
+        options = [(_text(value), value) for value in values]
+        slider = ipywidgets.SelectionSlider(options=options, index=_index(name, values, start), **common)
+    return ipywidgets.interactive(lambda **now: _figure(draw, name, now[name]), **{name: slider})
+
+
+# ------------------------------------------------------------------------------------------------ computed by the browser
+
+
+def page(
+    uid: str | None,
+    *,
+    label: str,
+    values: Sequence[Any],
+    script: str,
+    data: Any = None,
+    body: str = "",
+    start: Any = None,
+    texts: Sequence[str] | None = None,
+    css: str = "",
+) -> Widget:
+    """A widget that the browser computes: a slider over `values` and a JavaScript function that draws.
+
+    script: the body of a function that sees `body` (the element below the slider), `data` (JSON of `data`), `values`
+    and `texts`, and returns the drawing function (value, index) => ..., called at the start and whenever the slider
+    moves. body: HTML below the slider, shown before the script runs; what it contains of others' text must be escaped.
+    texts: how the values are printed. css: rules for this widget; start their selectors with `.ddlib-widget`.
+    Evenly spaced numbers become the slider's own values; others are numbered 0, 1, 2, ...
+    """
+    numbers = _values("values", values)
+    printed = [str(text) for text in texts] if texts is not None else [_text(value) for value in numbers]
+    if len(printed) != len(numbers):
+        raise ValueError(f"texts must have one entry per value, got {len(printed)} for {len(numbers)} values")
+    first = _index("values", numbers, start)
+    even = _even(numbers)
+    low, step = (numbers[0], even) if even else (0, 1)
+    high, now = (numbers[-1], numbers[first]) if even else (len(numbers) - 1, first)
+    content = _json([label, numbers, printed, script, data, body, css, first])
+    uid = _uid(uid, content)
+    run = _SCRIPT % {
+        "uid": _json(uid), "values": _json(numbers), "texts": _json(printed), "data": _json(data), "script": script,
+    }
+    if "</script" in script.lower():
+        raise ValueError('script contains "</script", which would end it early; write "<\\/script"')
+    html = (
+        f'<div class="ddlib-widget" id="{uid}">\n<style>{_CSS}{css}</style>\n'
+        f'<div class="knob"><label for="{uid}-knob">{escape(label)}</label>'
+        f'<input type="range" id="{uid}-knob" min="{_text(low)}" max="{_text(high)}" step="{_text(step)}" '
+        f'value="{_text(now)}" aria-valuetext="{escape(printed[first], quote=True)}" autocomplete="off">'
+        f'<output for="{uid}-knob" aria-live="off">{escape(printed[first])}</output></div>\n'
+        f'<div class="body">{body}</div>\n<script>{run}</script>\n</div>'
+    )
+    return Widget(uid, html, f"{label}, {len(numbers)} values")
+
+
+_IPC_CSS = """
+.ddlib-widget .budget{margin:.2em 0 .6em;font-variant-numeric:tabular-nums}
+.ddlib-widget .values{overflow-x:auto}
+.ddlib-widget table{border-collapse:collapse;margin:.2em 0 .7em;width:auto;font-size:.95em}
+.ddlib-widget th,.ddlib-widget td{padding:.12em .8em .12em 0;border:0;background:#fff;color:#1f2328;text-align:left;
+font-variant-numeric:tabular-nums;vertical-align:top;white-space:nowrap}
+.ddlib-widget thead th{font-weight:600;border-bottom:1px solid #d0d7de}
+.ddlib-widget tbody th{font-weight:400}
+.ddlib-widget .swatch{display:inline-block;width:1.3em;height:.28em;margin-right:.45em;vertical-align:middle}
+.ddlib-widget .missing{color:#57606a}
+.ddlib-widget .classes{display:grid;grid-template-columns:fit-content(7.5em) minmax(0,1fr);gap:3px .7em;
+align-items:center;align-content:start}
+.ddlib-widget .classes span{text-align:right;line-height:1.1;font-size:.9em;overflow-wrap:anywhere}
+.ddlib-widget .classes canvas{display:block;max-width:100%}
+.ddlib-widget td{min-width:6.5em}
+.ddlib-widget .said{color:#57606a;margin:.2em 0 .4em;font-size:.92em}
+@media (max-width:480px){.ddlib-widget .budget{min-height:4.4em}}
+"""
+
+_IPC_SCRIPT = r"""
+    const ns = "http://www.w3.org/2000/svg", count = n => n.toLocaleString("en-US");
+    const fixed = p => p[1].toFixed(1) + (p[2] === null ? "" : " ± " + p[2].toFixed(1));
+    const at = (points, ipc) => points.find(p => p[0] === ipc);
+    const make = (tag, attributes, text) => {
+      const element = document.createElementNS(ns, tag);
+      for (const name in attributes) element.setAttribute(name, attributes[name]);
+      if (text !== undefined) element.textContent = text;
+      return element;
+    };
+    const chart = body.querySelector(".chart"), rows = body.querySelector("tbody");
+    const canvases = Array.from(body.querySelectorAll("canvas"));
+    const sprite = new Image();
+    let ipc = values[0];
+
+    function pictures() {
+      const room = Math.max(60, canvases[0].parentElement.clientWidth - canvases[0].offsetLeft
+        + canvases[0].parentElement.offsetLeft);
+      const plan = n => {
+        const columns = Math.min(n, 25), cell = Math.floor(Math.min(n > columns ? 20 : 40, room / columns));
+        return {columns, cell, lines: Math.ceil(n / columns)};
+      };
+      const now = plan(ipc), sharp = window.devicePixelRatio || 1, gap = now.cell > 14 ? 2 : 1;
+      const tallest = Math.max(...values.map(n => plan(n).lines * plan(n).cell + 3));
+      body.querySelector(".classes").style.minHeight = tallest * canvases.length + "px";   // so that the page stays put
+      canvases.forEach((canvas, row) => {
+        const wide = now.columns * now.cell, high = now.lines * now.cell;
+        canvas.style.width = wide + "px";
+        canvas.style.height = high + "px";
+        canvas.width = Math.round(wide * sharp);
+        canvas.height = Math.round(high * sharp);
+        const context = canvas.getContext("2d");
+        context.scale(sharp, sharp);
+        context.imageSmoothingEnabled = now.cell * sharp < data.width;
+        context.imageSmoothingQuality = "high";
+        if (sprite.complete && sprite.naturalWidth) for (let k = 0; k < ipc; k++)
+          context.drawImage(sprite, k * data.width, row * data.height, data.width, data.height,
+            k % now.columns * now.cell, Math.floor(k / now.columns) * now.cell, now.cell - gap, now.cell - gap);
+        canvas.setAttribute("aria-label", ipc + (ipc === 1 ? " image" : " images") + " of " + data.classes[row]);
+      });
+    }
+
+    function curve() {
+      if (!chart) return;
+      const width = Math.max(240, Math.min(760, body.clientWidth)), height = width < 480 ? 220 : 260;
+      const left = 42, right = 14, top = 10, bottom = 40;
+      const points = data.curves.concat(data.published).flatMap(line => line.points);
+      const low = Math.min(values[0], ...points.map(p => p[0])), high = Math.max(data.max, ...points.map(p => p[0]));
+      const floor = Math.max(0, Math.floor(Math.min(...points.map(p => p[1] - (p[2] || 0))) / 10) * 10);
+      const roof = Math.min(100, Math.ceil(Math.max(...points.map(p => p[1] + (p[2] || 0))) / 10) * 10);
+      const span = Math.log(high / low) || 1;
+      const x = n => left + 6 + (width - left - right - 12) * Math.log(n / low) / span;
+      const y = v => height - bottom - (height - top - bottom) * (v - floor) / ((roof - floor) || 1);
+      const path = line => line.map(p => x(p[0]).toFixed(1) + "," + y(p[1]).toFixed(1)).join(" ");
+      const svg = make("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "font-size": 12,
+        "aria-label": "test accuracy against images per class, marker at " + ipc + "; values in the table below"});
+      const step = roof - floor > 50 ? 20 : 10;
+      for (let v = Math.ceil(floor / step) * step; v <= roof; v += step) {
+        svg.append(make("line", {x1: left, x2: width - right, y1: y(v), y2: y(v), stroke: "#d8dee4"}));
+        svg.append(make("text", {x: left - 6, y: y(v) + 4, "text-anchor": "end", fill: "#57606a"}, v));
+      }
+      for (const n of [1, 2, 5, 10, 20, 50, 100, 200, 500].filter(n => n >= low && n <= high)) {
+        svg.append(make("line", {x1: x(n), x2: x(n), y1: height - bottom, y2: height - bottom + 4, stroke: "#57606a"}));
+        svg.append(make("text", {x: x(n), y: height - bottom + 17, "text-anchor": "middle", fill: "#57606a"}, n));
+      }
+      svg.append(make("line", {x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, stroke: "#57606a"}));
+      svg.append(make("text", {x: (left + width) / 2, y: height - 5, "text-anchor": "middle", fill: "#1f2328"},
+        "images per class"));
+      svg.append(make("text", {x: 11, y: (top + height - bottom) / 2, "text-anchor": "middle", fill: "#1f2328",
+        transform: `rotate(-90 11 ${(top + height - bottom) / 2})`}, "test accuracy, %"));
+      svg.append(make("line", {x1: x(ipc), x2: x(ipc), y1: top, y2: height - bottom, stroke: "#0969da",
+        "stroke-width": 1.5, class: "marker"}));
+      for (const line of data.published) {
+        svg.append(make("polyline", {points: path(line.points), fill: "none", stroke: "#767676", "stroke-width": 1.3,
+          "stroke-dasharray": "5 4"}));
+        for (const p of line.points) svg.append(make("circle", {cx: x(p[0]), cy: y(p[1]), r: 3, fill: "#fff",
+          stroke: line.color, "stroke-width": 1.6}));
+      }
+      for (const line of data.curves) {
+        const upper = line.points.map(p => [p[0], p[1] + (p[2] || 0)]);
+        const lower = line.points.map(p => [p[0], p[1] - (p[2] || 0)]).reverse();
+        svg.append(make("polygon", {points: path(upper.concat(lower)), fill: line.color, opacity: .2}));
+        svg.append(make("polyline", {points: path(line.points), fill: "none", stroke: line.color, "stroke-width": 2}));
+        for (const p of line.points) svg.append(make("circle", {cx: x(p[0]), cy: y(p[1]), r: p[0] === ipc ? 5 : 3,
+          fill: line.color}));
+      }
+      chart.replaceChildren(svg);
+    }
+
+    function table() {
+      if (!rows) return;
+      const cell = (points, missing) => {
+        const element = document.createElement("td"), exact = points.length ? at(points, ipc) : null;
+        if (exact) { element.textContent = fixed(exact); return element; }
+        element.className = "missing";
+        element.textContent = points.length ? missing : "–";
+        return element;
+      };
+      rows.replaceChildren(...data.methods.map(method => {
+        const row = document.createElement("tr"), head = document.createElement("th");
+        const swatch = document.createElement("span");
+        swatch.className = "swatch";
+        swatch.style.background = method.color;
+        head.scope = "row";
+        head.append(swatch, method.name);
+        const points = lines => (lines.find(line => line.name === method.name) || {points: []}).points;
+        row.append(head, cell(points(data.curves), "not measured"));
+        if (data.published.length) row.append(cell(points(data.published), "not published"));
+        return row;
+      }));
+    }
+
+    function budget() {
+      const images = ipc * data.num_classes, share = data.full_size ? 100 * images / data.full_size : null;
+      body.querySelector(".budget").textContent = ipc + " × " + data.num_classes + " classes × " + data.shape.join("×")
+        + " = " + count(images * data.shape[0] * data.shape[1] * data.shape[2]) + " stored scalars"
+        + (share === null ? "" : ", " + Number(share.toPrecision(2)) + " % of the " + count(data.full_size)
+        + " training images");
+    }
+
+    sprite.onload = pictures;
+    sprite.src = data.sprite;
+    let seen = 0;
+    if (window.ResizeObserver) new ResizeObserver(() => {
+      if (body.clientWidth !== seen) { seen = body.clientWidth; pictures(); curve(); }
+    }).observe(body);
+    return function (value) { ipc = value; budget(); table(); curve(); pictures(); };"""
+
+Points = Sequence[tuple[float, float, float | None]]
+
+
+def ipc_explorer(
+    images_by_class: Tensor | np.ndarray,
+    classes: Sequence[str],
+    curves: Mapping[str, Points],
+    published: Mapping[str, Points] | None = None,
+    *,
+    max_ipc: int = 50,
+    start: int = 10,
+    full_size: int | None = None,
+    num_classes: int | None = None,
+    shape: tuple[int, int, int] | None = None,
+    caption: str = "",
+    uid: str | None = None,
+    label: str = "images per class",
+) -> Widget:
+    """Slide the images per class: which pictures they buy, how many scalars are stored, which accuracy was measured.
+
+    images_by_class: (C, n, c, h, w) uint8 with n >= max_ipc, embedded once (at most 120 kB; compressed with loss where
+    it must be). curves, published: method to [(ipc, mean, std or None), ...] in percent; between measured points the
+    page says "not measured" and the line only guides the eye. full_size: number of training images, for the fraction.
+    num_classes, shape: of the dataset, where only some classes or smaller pictures are shown. caption: what the
+    pictures are.
+    """
+    from ddlib.plots import color
+
+    pixels = images_by_class.cpu().numpy() if isinstance(images_by_class, Tensor) else np.asarray(images_by_class)
+    if pixels.ndim != 5 or pixels.shape[2] not in (1, 3) or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"images_by_class must be uint8 of shape (C, n, c, h, w) with c = 1 or 3, got {pixels.dtype} {pixels.shape}"
+        )
+    if len(classes) != len(pixels):
+        raise ValueError(f"classes must name every row of images, got {len(classes)} names for {len(pixels)} classes")
+    if not 1 <= max_ipc <= pixels.shape[1]:
+        raise ValueError(f"max_ipc must be between 1 and the {pixels.shape[1]} images per class given, got {max_ipc}")
+    sprite, height, width = _sprite(pixels[:, :max_ipc])
+    ours, theirs = _lines(curves), _lines(published or {})
+    names = list(dict.fromkeys(line["name"] for line in [*ours, *theirs]))
+    for line in [*ours, *theirs]:
+        line["color"] = color(line["name"], names.index(line["name"]))
+    head = "<th scope=\"col\">method</th><th scope=\"col\">measured, %</th>"
+    head += '<th scope="col">published, % <span aria-hidden="true">╌╌</span></th>' if theirs else ""
+    plot = f'<div class="chart"></div><div class="values"><table><thead><tr>{head}</tr></thead><tbody></tbody></table></div>'
+    rows = "".join(f'<span>{escape(name)}</span><canvas role="img"></canvas>' for name in classes)
+    body = (
+        '<p class="budget" aria-live="polite"></p>'
+        + (plot if names else "")
+        + (f'<p class="said">{escape(caption)}</p>' if caption else "")
+        + f'<div class="classes">{rows}</div><noscript>The pictures and the curve need JavaScript.</noscript>'
+    )
+    data = {
+        "sprite": sprite, "width": width, "height": height, "classes": list(map(str, classes)), "curves": ours,
+        "published": theirs, "max": max_ipc, "full_size": full_size, "num_classes": num_classes or len(classes),
+        "shape": list(shape or pixels.shape[2:]),
+        "methods": [{"name": name, "color": color(name, index)} for index, name in enumerate(names)],
+    }
+    return page(
+        uid, label=label, values=range(1, max_ipc + 1), start=min(start, max_ipc), script=_IPC_SCRIPT, data=data,
+        body=body, css=_IPC_CSS,
+    )
+
+
+def _lines(curves: Mapping[str, Points]) -> list[dict[str, Any]]:
+    """[{"name", "points"}] sorted by ipc, NaN and missing deviations as None."""
+    lines: list[dict[str, Any]] = []
+    for name, points in curves.items():
+        clean: list[tuple[float, float, float | None]] = []
+        for ipc, mean, std in points:
+            if not (ipc > 0 and math.isfinite(mean)):
+                raise ValueError(f"{name} has the point ({ipc}, {mean}); ipc must be positive and the mean finite")
+            clean.append((float(ipc), float(mean), None if std is None or math.isnan(std) else float(std)))
+        if clean:
+            lines.append({"name": str(name), "points": sorted(clean, key=lambda point: point[0])})
+    return lines
+
+
+def _sprite(pixels: np.ndarray) -> tuple[str, int, int]:
+    """(C, n, c, h, w) uint8 -> data URI of one picture with C rows of n images, and the size of an image in it.
+
+    As PNG if that is small enough, else as WebP of falling quality, else smaller.
+    """
+    from PIL import Image
+
+    rows, columns, channels, height, width = pixels.shape
+    sheet = pixels.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    picture = Image.fromarray(sheet[..., 0] if channels == 1 else np.ascontiguousarray(sheet))
+    while True:
+        attempts: list[tuple[str, dict[str, Any]]] = [("png", {"optimize": True})]
+        attempts += [("webp", {"quality": quality, "method": 6}) for quality in (85, 70, 55, 40)]
+        for kind, options in attempts:
+            buffer = io.BytesIO()
+            picture.save(buffer, kind, **options)
+            uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+            if len(uri) <= SPRITE_LIMIT:
+                return uri, height, width
+        if min(height, width) <= 8:
+            raise ValueError(f"{rows} x {columns} images do not fit into {SPRITE_LIMIT:,} characters; show fewer")
+        height, width = max(8, height * 3 // 4), max(8, width * 3 // 4)
+        picture = picture.resize((columns * width, rows * height), Image.Resampling.BOX)
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _one_choice(function: str, choice: dict[str, Any]) -> tuple[str, Any]:
+    if len(choice) != 1:
+        got = ", ".join(choice) or "none"
+        raise ValueError(f"{function}() moves one argument of the drawing function, as {function}(draw, tau=...); got {got}")
+    return next(iter(choice.items()))
+
+
+def _values(name: str, given: Any) -> tuple:
+    try:
+        values = tuple(value.item() if hasattr(value, "item") else value for value in given)
+    except TypeError:
+        raise ValueError(f"{name} must be a list of values, got {given!r}") from None
+    if not values:
+        raise ValueError(f"{name} has no values; give at least two, such as {name}=[1, 10]")
+    if len(values) < 2:
+        raise ValueError(f"{name} has the single value {values[0]!r}; a slider needs at least two")
+    return values
+
+
+def _index(name: str, values: tuple, start: Any) -> int:
+    if start is None:
+        return 0
+    if start not in values:
+        raise ValueError(f"start={start!r} is not among the values of {name}: {', '.join(map(_text, values))}")
+    return values.index(start)
+
+
+def _even(values: tuple) -> float | int | None:
+    """The step of evenly spaced rising numbers, else None."""
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+        return None
+    step = values[1] - values[0]
+    line = (values[0] + k * step for k in range(len(values)))
+    even = step > 0 and all(math.isclose(v, w, rel_tol=1e-9, abs_tol=1e-9 * step) for v, w in zip(values, line, strict=True))
+    return step if even else None
+
+
+def _figure(draw: Callable[..., Any], name: str, value: Any) -> Figure:
+    """draw(name=value), taken from pyplot if it was made there: a notebook would show it a second time."""
+    from matplotlib.figure import Figure
+
+    figure = draw(**{name: value})
+    if not isinstance(figure, Figure):
+        raise TypeError(f"the drawing function must return a matplotlib Figure, got {type(figure).__name__} at {name}={value}")
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close(figure)
+    return figure
+
+
+def _text(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _json(data: Any) -> str:
+    """JSON that is safe inside a script element: no "<", and no NaN, which is not JSON."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"data must be plain numbers, texts, lists and dictionaries, got {type(value).__name__}")
+
+
+def _uid(uid: str | None, content: str) -> str:
+    if uid is None:
+        return "ddlib-" + hashlib.sha256(content.encode()).hexdigest()[:10]
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", uid):
+        raise ValueError(f"uid must start with a letter and hold letters, digits, - and _ only, got {uid!r}")
+    return uid

@@ -1,0 +1,326 @@
+"""Widgets: the HTML of the page form, the live form, and real movement in a browser without a network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+from ddlib import plots, widgets
+
+NASTY = 'a<b>"&\'</script><script>alert(1)</script>'
+CURVES = {"Random": [(10, 66.0, 1.0), (1, 40.0, 3.2)], "DM": [(1, 52.0, None), (10, 72.0, float("nan"))]}
+PUBLISHED = {"DM": [(1, 71.5, 0.5), (10, 83.6, 0.2)]}
+
+
+def draw(tau):
+    return plots.bars({"a": tau, "b": 10 - tau}, size=(2, 1.5))
+
+
+def pictures(per_class=12, classes=3, channels=1, size=8):
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (classes, per_class, channels, size, size), generator=rng, dtype=torch.uint8)
+
+
+def explorer(**changes):
+    arguments = {
+        "images_by_class": pictures(), "classes": ["coat", "bag", "dress"], "curves": CURVES, "published": PUBLISHED,
+        "max_ipc": 12, "start": 10, "full_size": 150, "uid": "ipc",
+    }
+    return widgets.ipc_explorer(**(arguments | changes))
+
+
+class Structure(HTMLParser):
+    """Elements with their attributes; unbalanced tags are an error."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def one(self, tag):
+        (found,) = [attrs for name, attrs in self.elements if name == tag]
+        return found
+
+
+WIDGETS = {
+    "frames": lambda **o: widgets.frames(draw, tau=[1, 2, 4], label="tau", **o),
+    "page": lambda **o: widgets.page(label="x", values=[1, 2], script="return v => { body.textContent = v; };",
+                                     **({"uid": None} | o)),
+    "ipc_explorer": lambda **o: explorer(**o),
+}
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_page_widget_has_a_labelled_slider_and_an_output(name):
+    widget = WIDGETS[name](uid="my-widget")
+    page = Structure(widget._repr_html_())
+    assert page.elements[0] == ("div", {"class": "ddlib-widget", "id": "my-widget"})
+    slider = page.one("input")
+    assert slider["type"] == "range" and slider["aria-valuetext"]
+    assert page.one("label")["for"] == page.one("output")["for"] == slider["id"]
+    assert "my-widget" in repr(widget)
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_page_widget_fetches_nothing_and_leaves_no_global_names(name):
+    html = WIDGETS[name]().html
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', html) + re.findall(r"https?://[^\"'\s)]+", html)
+    assert all(address.startswith(("data:", "http://www.w3.org/2000/svg")) for address in addresses)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert script.strip().startswith("(function () {") and script.strip().endswith("})();")
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_the_same_widget_has_the_same_bytes_and_id(name):
+    build = WIDGETS[name]
+    assert build(uid=None) == build(uid=None)
+    assert build(uid=None).uid.startswith("ddlib-")
+
+
+def test_another_content_has_another_id():
+    one = widgets.frames(draw, tau=[1, 2])
+    assert widgets.frames(draw, tau=[1, 3]).uid != one.uid != widgets.frames(draw, tau=[1, 2], start=2).uid
+
+
+def test_labels_and_class_names_are_escaped():
+    for html in (
+        widgets.frames(draw, tau=[1, 2], label=NASTY, alt=lambda v: NASTY, text=lambda v: f"{NASTY}{v}").html,
+        explorer(classes=[NASTY, "b", "c"], caption=NASTY, curves={NASTY: [(1, 50, 1)]}, label=NASTY).html,
+    ):
+        assert html.count("<script>") == html.count("</script>") == 1
+        assert "alert(1)</script>" not in html and "<b>" not in html
+        Structure(html)
+
+
+def test_data_survive_the_way_into_the_script():
+    data = {"text": NASTY + "\u2028", "numbers": np.arange(3), "none": None}
+    text = widgets._json(data)
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"text": NASTY + "\u2028", "numbers": [0, 1, 2], "none": None}
+    with pytest.raises(ValueError):
+        widgets._json(float("nan"))
+
+
+def test_frames_hold_one_picture_per_value_and_start_where_told():
+    html = widgets.frames(draw, tau=[1, 2, 4], start=2, label="tau, temperature").html
+    assert len(set(re.findall(r"data:image/png;base64,[A-Za-z0-9+/=]+", html))) == 3
+    assert html.count("data:image/png") == 3   # the first one shown is not stored twice
+    page = Structure(html)
+    assert page.one("img")["alt"] == "tau, temperature: 2" and page.one("input")["aria-valuetext"] == "2"
+    slider = page.one("input")
+    assert (slider["min"], slider["max"], slider["step"], slider["value"]) == ("0", "2", "1", "1")
+
+
+def test_evenly_spaced_numbers_are_the_sliders_own():
+    slider = Structure(widgets.frames(draw, tau=np.array([0.1, 0.2, 0.3]), start=0.2).html).one("input")
+    assert (slider["min"], slider["max"], slider["step"], slider["value"]) == ("0.1", "0.3", "0.1", "0.2")
+
+
+def test_a_pyplot_figure_is_not_left_to_be_shown_twice():
+    import matplotlib.pyplot as plt
+
+    widgets.frames(lambda tau: plt.figure(figsize=(1, 1)), tau=[1, 2])
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: widgets.frames(draw, tau=[]), "no values"),
+        (lambda: widgets.frames(draw, tau=[1]), "at least two"),
+        (lambda: widgets.frames(draw, tau=3), "list of values"),
+        (lambda: widgets.frames(draw), "got none"),
+        (lambda: widgets.frames(draw, tau=[1, 2], beta=[1, 2]), "tau, beta"),
+        (lambda: widgets.frames(draw, tau=[1, 2], start=3), "1, 2"),
+        (lambda: widgets.frames(draw, tau=[1, 2], uid="1 2"), "uid"),
+        (lambda: widgets.page("a", label="x", values=[1, 2], script="</script>"), "end it early"),
+        (lambda: widgets.page("a", label="x", values=[1, 2], script="", texts=["1"]), "one entry per value"),
+        (lambda: explorer(max_ipc=13), "12 images per class"),
+        (lambda: explorer(classes=["a"]), "name every row"),
+        (lambda: explorer(images_by_class=pictures().float()), "uint8"),
+        (lambda: explorer(curves={"DM": [(0, 1, 1)]}), "positive"),
+    ],
+)
+def test_wrong_arguments_are_answered_in_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+def test_a_drawing_function_must_return_a_figure():
+    with pytest.raises(TypeError, match="must return a matplotlib Figure, got int at tau=1"):
+        widgets.frames(lambda tau: 1, tau=[1, 2])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_embedded_pictures_are_small_and_in_place(channels, monkeypatch):
+    import base64
+    import io
+
+    from PIL import Image
+
+    noise = pictures(10, 3, channels, 16).numpy()
+    uri, height, width = widgets._sprite(noise)
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+    assert (height, width) == (16, 16)
+    expected = noise[2, 7, 0] if channels == 1 else noise[2, 7].transpose(1, 2, 0)
+    assert np.array_equal(sheet[32:48, 112:128], expected)   # row of class 2, eighth image
+    monkeypatch.setattr(widgets, "SPRITE_LIMIT", 5_000)
+    smaller, height, _ = widgets._sprite(noise)
+    assert len(smaller) <= 5_000 and height <= 16
+    monkeypatch.setattr(widgets, "SPRITE_LIMIT", 50)
+    with pytest.raises(ValueError, match="show fewer"):
+        widgets._sprite(noise)
+
+
+def test_the_live_slider_calls_the_same_function():
+    pytest.importorskip("ipywidgets")
+    seen = []
+
+    def remember(tau):
+        seen.append(tau)
+        return draw(tau)
+
+    knob = widgets.knob(remember, tau=[1, 2, 4], span=(0.5, 4.0, 0.1), label="tau, temperature")
+    live = knob.live()
+    slider = live.children[0]
+    assert slider.description == "tau, temperature" and slider.continuous_update is False
+    assert (slider.min, slider.max, slider.step) == (0.5, 4.0, 0.1)
+    slider.value = 2.0
+    live.update()
+    assert seen[-1] == 2.0
+    page = knob.page("both")
+    assert seen[-3:] == [1, 2, 4] and page.uid == "both"
+    assert widgets.live(draw, tau=(1, 5, 1), start=3).children[0].value == 3
+    assert widgets.live(draw, tau=[1, 2, 4], start=4).children[0].value == 4
+    with pytest.raises(ValueError, match="low < high"):
+        widgets.live(draw, tau=(5, 1, 1))
+
+
+# ----------------------------------------------------------------------------------------------------------- a browser
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    api = pytest.importorskip("playwright.sync_api")
+    if executable is None:
+        pytest.skip("no chromium on this machine")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]
+    with api.sync_playwright() as program:
+        context = program.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"), executable_path=executable, headless=True, args=flags
+        )
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def show(chromium, tmp_path):
+    """show(widgets...) opens them in one page; at the end nothing was fetched and no script failed."""
+    failures, page = [], chromium.new_page()
+    page.on("pageerror", lambda error: failures.append(str(error)))
+
+    def route(request):
+        local = request.request.url.startswith(("file:", "data:"))
+        failures.extend([] if local else [request.request.url])
+        return request.continue_() if local else request.abort()
+
+    page.route("**/*", route)
+
+    def opened(*shown, width=1000):
+        file = tmp_path / "page.html"
+        html = "".join(widget.html for widget in shown)
+        file.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><body>{html}', encoding="utf-8")
+        page.set_viewport_size({"width": width, "height": 800})
+        page.goto(file.as_uri())
+        return page
+
+    yield opened
+    page.close()
+    assert failures == []
+
+
+@pytest.mark.browser
+def test_frames_move_with_mouse_and_keyboard_and_two_widgets_do_not_collide(show):
+    page = show(widgets.frames(draw, tau=[1, 2, 4], uid="one"), widgets.frames(draw, tau=[5, 6], uid="two"))
+    slider, image = page.locator("#one input"), page.locator("#one img")
+    first, other = image.get_attribute("src"), page.locator("#two img").get_attribute("src")
+    slider.fill("2")
+    assert page.locator("#one output").inner_text() == "4" == slider.get_attribute("aria-valuetext")
+    assert image.get_attribute("src") != first and image.get_attribute("alt") == "tau: 4"
+    page.wait_for_function("document.querySelector('#one img').naturalWidth > 0")
+    slider.press("Home")
+    assert image.get_attribute("src") == first
+    slider.press("ArrowRight")
+    assert page.locator("#one output").inner_text() == "2"
+    assert page.locator("#two output").inner_text() == "5"
+    assert page.locator("#two img").get_attribute("src") == other
+
+
+@pytest.mark.browser
+def test_the_explorer_shows_what_an_ipc_buys(show):
+    page = show(explorer())
+    slider, canvas = page.locator("#ipc input"), page.locator("#ipc canvas").nth(1)
+    page.wait_for_function(
+        "c => { const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; return p.some(v => v); }",
+        arg=canvas.element_handle(),
+    )
+    assert page.locator("#ipc .budget").inner_text().startswith("10 × 3 classes × 1×8×8 = 1,920 stored scalars, 20 %")
+    cells = [row.split("\t") for row in page.locator("#ipc tbody").inner_text().split("\n") if row.strip()]
+    assert cells == [["Random", "66.0 ± 1.0", "–"], ["DM", "72.0", "83.6 ± 0.2"]]
+    drawn, marker = canvas.evaluate("c => c.toDataURL()"), page.locator("#ipc .marker").get_attribute("x1")
+    slider.fill("3")
+    assert page.locator("#ipc output").inner_text() == "3"
+    assert "= 576 stored scalars, 6 %" in page.locator("#ipc .budget").inner_text()
+    assert page.locator("#ipc tbody td").all_inner_texts() == ["not measured", "–", "not measured", "not published"]
+    assert float(page.locator("#ipc .marker").get_attribute("x1")) < float(marker)
+    assert canvas.evaluate("c => c.toDataURL()") != drawn
+    assert canvas.get_attribute("aria-label") == "3 images of bag"
+
+
+@pytest.mark.browser
+def test_the_explorer_draws_the_pictures_it_was_given(show):
+    pixels = pictures()
+    pixels[1, 2] = 255
+    pixels[1, 1] = 0
+    page = show(explorer(images_by_class=pixels, start=3))
+    canvas = page.locator("#ipc canvas").nth(1)
+    read = """c => [0, 1, 2].map(k => c.getContext("2d").getImageData((k + .5) * c.width / 3, c.height / 2, 1, 1).data[0])"""
+    page.wait_for_function("c => c.getContext('2d').getImageData(1, 1, 1, 1).data[3] > 0", arg=canvas.element_handle())
+    assert canvas.evaluate(read)[1:] == [0, 255]
+
+
+@pytest.mark.browser
+def test_widgets_fit_a_phone_and_nothing_below_the_slider_jumps(show):
+    page = show(explorer(), widgets.frames(lambda tau: plots.bars({"a": tau}), tau=[1, 2], uid="wide"), width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    tall = set()
+    for ipc in range(1, 13):
+        page.locator("#ipc input").fill(str(ipc))
+        tall.add(page.locator("#wide").bounding_box()["y"])
+    assert len(tall) == 1
+
+
+@pytest.mark.browser
+def test_others_names_do_not_run_in_the_page(show):
+    page = show(explorer(classes=[NASTY, "b", "c"], curves={NASTY: [(1, 50, 1)]}, caption=NASTY, label=NASTY))
+    assert page.locator("#ipc .classes span").first.inner_text() == NASTY
+    assert page.locator("#ipc tbody th").first.inner_text() == NASTY
