@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-matplotlib = pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib")
+import matplotlib
 from matplotlib.colors import to_rgb
 
 from ddlib import papers, plots
