@@ -212,12 +212,14 @@ def lab(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
     token, port = secrets.token_hex(16), free_port()
     places = {name: str(tmp_path / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     variables = {**os.environ, **places, "DDLIB_RUNS": str(tmp_path / "runs"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    settings = Path(places["JUPYTER_CONFIG_DIR"]) / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
     log = (tmp_path / "lab.log").open("w")
     process = subprocess.Popen(
         [
             sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
             f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--allow-root",
-            "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         ],
         env=variables, stdout=log, stderr=subprocess.STDOUT, cwd=folder,
     )  # fmt: skip
@@ -241,9 +243,14 @@ def lab(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
 
 def run_all_cells(page, minutes: float) -> None:
     """Run > Run All Cells, then wait until the kernel has been busy and is idle again with no cell waiting."""
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached", timeout=2 * PATIENCE)
+    # the indicator of the notebook says idle before there is a kernel; the status bar does not
+    page.locator("#jp-main-statusbar", has_text=re.compile(r"\|\s*Idle")).wait_for(timeout=2 * PATIENCE)
+    page.wait_for_timeout(2000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.locator(".lm-Menu-item", has_text=re.compile("^Run All Cells")).first.click()
+    page.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
+    page.wait_for_timeout(1000)
+    if page.locator(".jp-Dialog").count():  # "Select Kernel": the session was not quite there
+        page.locator(".jp-Dialog .jp-mod-accept").click()
     page.wait_for_function(
         """() => {
             const indicator = document.querySelector(".jp-Notebook-ExecutionIndicator");
