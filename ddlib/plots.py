@@ -99,7 +99,7 @@ def image_grid(
     title: str | None = None,
     caption: str | None = None,
 ) -> Figure:
-    """One row per class, class names at the left, in pixel space.
+    """One row per class, class names at the left, in pixel space; with one image per class, tiles with their names below.
 
     images: (N, c, h, w), float in [0, 1] (what lies outside is clipped) or uint8, c = 1 or 3. labels: (N,) integers or
     (N, C) soft labels, of which the largest counts; without labels the images fill rows of ten.
@@ -123,6 +123,8 @@ def image_grid(
             rows = [row[:per_class] for row in rows]
     if caption is None:
         caption = f"{what} × {channels}×{height}×{width} = {count * channels * height * width:,} scalars"
+    if labels is not None and most == 1:
+        return _tiles_figure([row[0] for row in rows], names, title, caption)
     return _rows_figure([(None, rows)], names, title, caption)
 
 
@@ -152,6 +154,28 @@ def selection_grid(
     if labels is None:
         return _stacked_figure(rows, title, caption)
     return _rows_figure(rows, [_class_name(classes, label) for label in every], title, caption)
+
+
+def _tiles_figure(images: Sequence[np.ndarray], names: Sequence[str], title: str | None, caption: str | None) -> Figure:
+    """Images (h, w, c) in rows of at most ten, each with its name below: one image per class would make a tall, empty column."""
+    columns = 5 if len(images) <= 10 else 10
+    lines = -(-len(images) // columns)
+    below = _wrap(caption, FULL[0]) if caption else []
+    tile = FULL[0] / columns * (0.72 if columns == 5 else 1)                            # inches
+    with style():
+        fig = figure((tile * columns, (tile + 0.06) * lines + 0.17 * len(below) + (0.3 if title else 0.06)))
+        for ax, image, name in zip(fig.subplots(lines, columns, squeeze=False).flat, images, names, strict=False):
+            ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_xlabel(name, fontsize=9 if columns == 5 else 7, labelpad=2)
+        for ax in fig.axes:
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", fontsize=9, weight="bold")
+        if below:
+            fig.supxlabel("\n".join(below), x=0.01, ha="left", fontsize=8, color="#57606a", linespacing=1.3)
+    return fig
 
 
 def _stacked_figure(blocks, title, caption) -> Figure:
@@ -184,11 +208,12 @@ def _rows_figure(
     room = FULL[0] - left - gutter * (len(blocks) - 1) - 0.06
     cell = min(room / sum(canvas.shape[1] for canvas in canvases) * (height + gap), 0.62 if max(counts) > 3 else 0.45)  # inches per image
     scale = cell / (height + gap)
+    wide = [max(canvas.shape[1] * scale, 0.085 * len(name or "")) for canvas, (name, _) in zip(canvases, blocks, strict=True)]
     top = 0.06 + (0.22 if title else 0) + (0.2 if any(name for name, _ in blocks) else 0)
     caption_lines = _wrap(caption, FULL[0]) if caption else []
     bottom = 0.06 + 0.17 * len(caption_lines)
     picture = canvases[0].shape[0] * scale
-    total_width = left + sum(c.shape[1] * scale for c in canvases) + gutter * (len(blocks) - 1) + 0.06
+    total_width = left + sum(wide) + gutter * (len(blocks) - 1) + 0.06
     total_width = max(total_width, HALF[0], *(0.2 + 0.068 * len(line) for line in caption_lines or [""]))
     total_width = max(total_width, 0.2 + 0.075 * len(title or ""))
     total_height = top + picture + bottom
@@ -198,8 +223,7 @@ def _rows_figure(
         fig.set_layout_engine("none")
         x = left
         for index, ((name, rows), canvas) in enumerate(zip(blocks, canvases, strict=True)):
-            wide = canvas.shape[1] * scale
-            ax = fig.add_axes((x / total_width, bottom / total_height, wide / total_width, picture / total_height))
+            ax = fig.add_axes((x / total_width, bottom / total_height, canvas.shape[1] * scale / total_width, picture / total_height))
             shown = canvas[..., 0] if channels == 1 else canvas
             ax.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
             ax.set_xticks([])
@@ -212,7 +236,7 @@ def _rows_figure(
                 ax.tick_params(length=0, pad=3, labelcolor="#1f2328")
             if name:
                 ax.set_title(name, fontsize=9, weight="bold", pad=3)
-            x += wide + gutter
+            x += wide[index] + gutter
         if title:
             fig.text(0.06 / total_width, 1 - 0.05 / total_height, title, va="top", ha="left", fontsize=9, weight="bold")
         if caption_lines:

@@ -22,6 +22,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -381,6 +382,45 @@ _IPC_SCRIPT = r"""
       if (body.clientWidth !== seen) { seen = body.clientWidth; pictures(); curve(); }
     }).observe(body);
     return function (value) { ipc = value; budget(); table(); curve(); pictures(); };"""
+
+_FILM_CSS = """
+.ddlib-widget .film{display:grid;grid-template-columns:repeat(auto-fill,minmax(88px,1fr));gap:8px 4px;max-width:560px}
+.ddlib-widget .film figure{margin:0;text-align:center;line-height:1.1;font-size:.85em;overflow-wrap:anywhere}
+.ddlib-widget .film i{display:block;width:84px;height:84px;margin:0 auto 2px;image-rendering:pixelated}
+"""
+
+_FILM_SCRIPT = """
+    const tiles = Array.from(body.querySelectorAll("i"));
+    for (const tile of tiles) {
+      tile.style.backgroundImage = "url(" + data.sprite + ")";
+      tile.style.backgroundSize = 84 * data.columns + "px " + 84 * values.length + "px";
+    }
+    return (value, row) => tiles.forEach((tile, column) => {
+      tile.style.backgroundPosition = -84 * column + "px " + -84 * row + "px";
+    });"""
+
+
+def film(
+    pictures: Mapping[Any, Tensor], names: Sequence[str], *, label: str = "step", start: Any = None, uid: str | None = None
+) -> Widget:
+    """Slide through a run: the same n images at several moments, all in one sprite of their own size.
+
+    pictures: moment to (n, c, h, w), float in [0, 1] or uint8; names: what stands under each image (n,).
+    """
+    rows = [_uint8(images) for images in pictures.values()]
+    if not rows or any(row.shape != rows[0].shape for row in rows) or len(rows[0]) != len(names):
+        shapes = ", ".join(str(row.shape) for row in rows) or "none"
+        raise ValueError(f"film needs the same (n, c, h, w) at every moment and a name for each image, got {shapes} and {len(names)} names")
+    sprite, _, _ = _sprite(np.stack(rows))
+    body = "".join(f'<figure><i role="img" aria-label="{escape(name, quote=True)}"></i>{escape(name)}</figure>' for name in names)
+    return page(uid, label=label, values=list(pictures), start=start, script=_FILM_SCRIPT, css=_FILM_CSS,
+                data={"sprite": sprite, "columns": len(names)}, body=f'<div class="film">{body}</div>')
+
+
+def _uint8(images: Tensor) -> np.ndarray:
+    images = images.detach().cpu()
+    return (images if images.dtype == torch.uint8 else (images.clamp(0, 1) * 255).round().to(torch.uint8)).numpy()
+
 
 Points = Sequence[tuple[float, float, float | None]]
 
