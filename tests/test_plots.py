@@ -113,12 +113,14 @@ def test_a_grid_puts_each_image_where_its_label_says():
 def test_a_shortened_grid_still_counts_everything():
     fig = plots.image_grid(*images(), CLASSES, per_class=2)
     assert any(text.startswith("2 of 4 images per class shown") and "768" in text for text in texts(fig))
+    assert fig.axes[0].images[0].get_array().shape == (3 * 9 - 1, 2 * 9 - 1)
 
 
 def test_pixels_are_clipped_bytes_are_scaled_and_soft_labels_take_their_largest():
     pixels, labels = images(1, channels=3)
-    shown = plots.image_grid(pixels * 4 - 2, labels).axes[0].images[0].get_array()
-    assert shown.min() == 0 and shown.max() == 1 and shown.shape[2] == 3
+    for wild in (pixels * 4 - 2, pixels[:, :1] * 4 - 2):
+        shown = plots.image_grid(wild, labels).axes[0].images[0].get_array()
+        assert shown.min() == 0 and shown.max() == 1
     as_bytes = plots.image_grid((pixels * 255).round().to(torch.uint8), torch.eye(3)).axes[0].images[0].get_array()
     assert np.abs(as_bytes[:8, :8] - pixels[0].permute(1, 2, 0).numpy()).max() < 0.003
 
