@@ -422,7 +422,7 @@ def beside(
     return Table(COLUMNS, tuple(lines), tuple(footnotes), caption, _NUMERIC)
 
 
-# -------------------------------------------------------------------------------------------------------------- helpers
+# ---------------------------------------------------------------------------------------------------------- small parts
 
 
 def _choose(what: str, given: str | None, valid: Iterable[str]) -> None:

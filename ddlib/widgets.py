@@ -525,7 +525,7 @@ def _sprite(pixels: np.ndarray) -> tuple[str, int, int]:
         picture = picture.resize((columns * width, rows * height), Image.Resampling.BOX)
 
 
-# -------------------------------------------------------------------------------------------------------------- helpers
+# ---------------------------------------------------------------------------------------------------------- small parts
 
 
 def _one_choice(function: str, choice: dict[str, Any]) -> tuple[str, Any]:
