@@ -124,14 +124,13 @@ def assert_fits(page, width: int) -> None:
 
 
 def picture(widget) -> str:
-    """Everything of a page figure that can change to the eye, apart from its slider and its output text."""
+    """Everything of a page figure that can change to the eye, apart from its slider and the value beside it."""
     return widget.evaluate(
-        """element => [
-            ...Array.from(element.querySelectorAll("svg"), svg => svg.innerHTML),
-            ...Array.from(element.querySelectorAll("img"), img => img.src + getComputedStyle(img).display),
-            ...Array.from(element.querySelectorAll("canvas"), canvas => canvas.toDataURL()),
-            ...Array.from(element.querySelectorAll("[hidden], [style], table"), part => part.outerHTML),
-        ].join("|")"""
+        """element => {
+            const copy = element.cloneNode(true);
+            copy.querySelectorAll("input, output, script").forEach(part => part.remove());
+            return copy.innerHTML + Array.from(element.querySelectorAll("canvas"), canvas => canvas.toDataURL()).join("|");
+        }"""
     )
 
 

@@ -120,7 +120,7 @@ def test_checked_cells_have_outputs_and_live_cells_have_none(name):
             assert cell.outputs, f"a checked cell prints nothing:\n{cell.source}"
         if "live" in tags(cell):
             assert not cell.outputs
-        if "interact(" in cell.source or "widgets.live(" in cell.source:
+        if "interact(" in cell.source or ".live(" in cell.source:
             assert "live" in tags(cell), f"a widget that needs a kernel is not tagged live:\n{cell.source}"
 
 
