@@ -60,10 +60,11 @@ $(VENV)/.test: $(VENV)/.uv pyproject.toml constraints.txt
 run: $(VENV)/.book
 	@$(PY) -m ddlib.chapter $(CHAPTER) $(ARGS)
 
-# All checks run, also after one has failed. The notebooks come first because they take longest; one core each.
+# All checks run, also after one has failed. The notebooks come first because they take longest; one core each, and results
+# in a place of their own, so that no checkpoint of an earlier run is taken up.
 test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.test browser
-	@status=0; \
+	@status=0; export DDLIB_RUNS="$$(mktemp -d)"; trap 'rm -rf "$$DDLIB_RUNS"' EXIT; \
 	$(PY) -m ruff check . || status=1; \
 	$(PY) -m mypy || status=1; \
 	$(PY) -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder --durations 15 \
