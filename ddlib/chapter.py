@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -128,6 +129,11 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
     return found
 
 
+def settings(given: Sequence[tuple[str, str]]) -> str:
+    """A folder's name for these parameters, so that two runs with different ones never share a folder."""
+    return ",".join(re.sub(r"[^0-9A-Za-z_.=-]+", "_", f"{name}={value}") for name, value in sorted(given)) or "default"
+
+
 def pretty(path: Path) -> str:
     """A path as one would type it here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
@@ -136,8 +142,8 @@ def pretty(path: Path) -> str:
 def run(name: str, given: Sequence[tuple[str, str]] = (), out: Path | None = None, folder: Path | None = None) -> int:
     """Execute one chapter and report; returns the exit status: 0 done, 1 failed, 130 interrupted.
 
-    given: pairs of parameter name and value, both text. out: where everything goes; by default the folder of the chapter
-    under DDLIB_RUNS or `runs/`. folder: where the notebooks are. Raises ValueError for a wrong name or value.
+    given: pairs of parameter name and value, both text. out: where everything goes; by default a folder named after the
+    chapter and the parameters under DDLIB_RUNS or `runs/`. folder: where the notebooks are. Raises ValueError for a wrong name or value.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -149,7 +155,8 @@ def run(name: str, given: Sequence[tuple[str, str]] = (), out: Path | None = Non
     values = check_parameters(chapter, given, known)
 
     if out is None:
-        out = Path(values.get("out") or Path(os.environ.get("DDLIB_RUNS") or folder.parent / "runs") / chapter)
+        home = Path(os.environ.get("DDLIB_RUNS") or folder.parent / "runs")
+        out = Path(values.get("out") or home / chapter / settings([pair for pair in given if pair[0] != "results"]))
     elif values.get("out"):
         raise ValueError("the folder is given twice; use either --out or -p out")
     out = out.expanduser().resolve()
@@ -203,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="set a value of the parameters cell; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, help="folder for all results (default: runs/CHAPTER)")
+    parser.add_argument("--out", type=Path, help="folder for all results (default: runs/CHAPTER/PARAMETERS)")
     options = parser.parse_args(arguments)
     try:
         return run(options.chapter, [(name, value) for name, value in options.parameter], options.out)

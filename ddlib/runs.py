@@ -143,6 +143,7 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
     check_folder(out, method, config)
     spent = json.loads((out / "time.json").read_text())["minutes"] if (out / "time.json").is_file() else 0.0
     if (out / "distilled.safetensors").is_file():
+        print(f"{method.NAME}: this run was finished before and is read from {out}; delete that folder to run it again")
         return Result(distilled.load(out / "distilled.safetensors"), config.steps, config.steps, spent, out)
 
     resume = None

@@ -120,7 +120,7 @@ def test_a_run_passes_values_on_streams_what_is_printed_and_ends_with_table_and_
     monkeypatch.setenv("DDLIB_RUNS", str(folder.parent / "elsewhere"))
     assert chapter.run("03", [("ipc", "7"), ("rate", "1e-3"), ("verbose", "false")], folder=folder) == 0
     printed = capfd.readouterr().out
-    out = folder.parent / "elsewhere" / "03_small"
+    out = folder.parent / "elsewhere" / "03_small" / "ipc=7,rate=1e-3,verbose=false"
     assert "ipc 7 0.001 False 'tiny'" in printed
     assert f"malloc 0 PASSIVE in {folder.parent}" in printed
     assert printed.index("DM      7") > printed.index("ipc 7")
