@@ -405,7 +405,7 @@ def beside(
         protocols.append(str(measurement.get("protocol") or ""))
         ours = _value(float(measurement["accuracy_mean"]), _number(measurement.get("accuracy_std")))
         if measurement.get("n"):
-            ours += f" ({int(float(row['n']))})"
+            ours += f" ({int(float(measurement['n']))})"
         if measurement.get("preset") == "tiny":
             mark = _footnote(footnotes, "a tiny run: it shows that the code works, not what the method can do")
             ours += f" [{mark}]"

@@ -125,6 +125,12 @@ def test_measured_rows_stand_beside_the_published_ones():
     }
 
 
+def test_every_line_tells_its_own_number_of_networks():
+    table = papers.beside([row(n="3"), row(method="Random", n="20")], dataset="fashion_mnist", ipcs=[10], methods=["DM", "Random"])
+    assert line(table, "DM", 10)["ours: mean±std (n)"].endswith("(3)")
+    assert line(table, "Random", 10)["ours: mean±std (n)"].endswith("(20)")
+
+
 def test_what_nobody_ran_says_not_run_with_its_budget():
     table = papers.beside([], dataset="cifar10", ipcs=[1, 10], methods=["Random", "SKD", "Full dataset"])
     assert {r[4] for r in table.rows} == {"not run"}
