@@ -32,9 +32,9 @@ out: str = ""                     # folder for the results; empty: runs/00_quick
 # %%
 real = data.load(dataset).to(runs.pick_device())
 folder = runs.Path(out) if out else runs.folder("00_quickstart", f"{dataset}-ipc{ipc}-{seed}")
-first = torch.cat([real.train.of_class(label)[:12] for label in range(real.num_classes)])
+first = torch.cat([real.train.of_class(label)[:10] for label in range(real.num_classes)])
 plots.image_grid(real.train.images[first], real.train.labels[first], real.classes,
-                 caption=f"12 of {len(real.train) // real.num_classes} training images of each class")
+                 caption=f"10 of {len(real.train) // real.num_classes} training images of each class")
 
 # %% [markdown]
 # ## Two ways to choose, one way to invent
