@@ -49,7 +49,8 @@ class DMConfig:
 
 PRESETS = {
     "tiny": DMConfig(dataset="toy", ipc=1, width=4, steps=6, real_batch=8),
-    "cpu": DMConfig(dataset="fashion_mini", ipc=1, width=16, steps=300, real_batch=64),
+    # the rate was chosen on validation images: a short run at IPC 10 gains from ten times the paper's, IPC 1 does not care
+    "cpu": DMConfig(dataset="fashion_mini", ipc=1, width=16, steps=300, real_batch=64, pixel_lr=10.0),
     "gpu": DMConfig(steps=10_000),
 }
 PRESETS |= {                            # the published cells: DM's rows in the tables of the five papers
