@@ -153,7 +153,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         select_and_evaluate(arguments)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -184,7 +184,8 @@ def live(draw: Callable[..., Any], *, label: str | None = None, start: Any = Non
         values = _values(name, given)
         options = [(_text(value), value) for value in values]
         slider = ipywidgets.SelectionSlider(options=options, index=_index(name, values, start), **common)
-    return ipywidgets.interactive(lambda **now: _figure(draw, name, now[name]), **{name: slider})
+    show = {"auto_display": True}                              # without it the figure is made and never shown
+    return ipywidgets.interactive(lambda **now: _figure(draw, name, now[name]), show, **{name: slider})
 
 
 # ------------------------------------------------------------------------------------------------ computed by the browser

@@ -112,7 +112,7 @@ def main(method: Method) -> int:
             print(f"{method.NAME} at ipc {row['ipc']}: {row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})")
             if arguments.results:
                 evaluate.append_row(arguments.results, row)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
         print(f"error: {error}" + "".join(f"; {note}" for note in getattr(error, "__notes__", [])), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
