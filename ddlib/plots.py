@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,9 @@ def style():
 def figure(size: tuple[float, float] = HALF) -> BookFigure:
     fig = BookFigure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(fig)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:  # whatever imports pyplot in a notebook (ipywidgets does) takes over figures, unless their class is known
+        shell.display_formatter.formatters["image/png"].for_type(BookFigure, png)
     return fig
 
 
@@ -81,6 +85,7 @@ def png(fig: Figure, dpi: float | None = None) -> bytes:
     """The figure as PNG; the same figure gives the same bytes (no date, no version inside).
 
     A figure without colours, such as a grid of grey images, is stored as grey: the same picture in a third of the bytes.
+    One with few colours, such as a chart, is stored with a palette if no pixel changes by more than 8 of 255.
     """
     drawn, stored = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=dpi or fig.dpi, pil_kwargs={"compress_level": 0})
@@ -88,6 +93,10 @@ def png(fig: Figure, dpi: float | None = None) -> bytes:
     red, green, blue = np.moveaxis(np.asarray(picture), -1, 0)
     if np.array_equal(red, green) and np.array_equal(green, blue):
         picture = picture.convert("L")
+    else:
+        indexed = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        if np.abs(np.asarray(indexed.convert("RGB"), int) - np.asarray(picture, int)).max() <= 8:
+            picture = indexed
     picture.save(stored, "png", optimize=True)
     return stored.getvalue()
 

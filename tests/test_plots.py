@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 pytest.importorskip("matplotlib")
 import matplotlib
 from matplotlib.colors import to_rgb
+from PIL import Image
 
 from ddlib import papers, plots
 
@@ -93,6 +95,37 @@ def test_the_same_figure_gives_the_same_bytes():
     first, second = (plots.png(plots.image_grid(*images(), CLASSES)) for _ in range(2))
     assert first == second and first.startswith(b"\x89PNG") and b"matplotlib" not in first.lower()
     assert plots.image_grid(*images())._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_a_notebook_shows_our_bytes_also_after_pyplot_took_over_all_figures():
+    shells = pytest.importorskip("IPython.core.interactiveshell")
+    from IPython.core.pylabtools import select_figure_formats
+
+    shell = shells.InteractiveShell.instance()
+    try:
+        for _ in range(2):
+            fig = plots.bars({"DM": (60, 1)})
+            assert shell.display_formatter.format(fig)[0]["image/png"] == plots.png(fig)
+            select_figure_formats(shell, {"png"}, bbox_inches="tight")  # what the inline backend does when pyplot is imported
+            assert shell.display_formatter.format(fig)[0]["image/png"] == plots.png(fig)
+    finally:
+        shells.InteractiveShell.clear_instance()
+
+
+def test_charts_are_stored_with_a_palette_and_coloured_pictures_are_not():
+    def drawn(fig):
+        fig.canvas.draw()
+        return np.asarray(fig.canvas.buffer_rgba())[..., :3].astype(int)
+
+    def stored(fig):
+        return Image.open(io.BytesIO(plots.png(fig)))
+
+    chart = plots.accuracy_curve({"DM": ([1, 10], [50, 60], [3, 1]), "Random": ([1, 10], [40, 50], [9, 1])}, "ipc")
+    assert stored(chart).mode == "P"
+    assert np.abs(np.asarray(stored(chart).convert("RGB")).astype(int) - drawn(chart)).max() <= 8
+    grid = plots.image_grid(*images(channels=3), CLASSES)
+    assert stored(grid).mode == "RGB"
+    assert np.array_equal(np.asarray(stored(grid)), drawn(grid))
 
 
 def test_a_grid_has_a_row_per_class_and_its_budget():
