@@ -39,6 +39,7 @@ padding:.7em .9em;margin:.3em 0;max-width:100%;box-sizing:border-box;font-size:.
 .ddlib-widget .knob input{flex:1 1 12em;min-width:0;max-width:28em;height:1.8em;margin:0;accent-color:#0969da}
 .ddlib-widget .knob output{min-width:3.5em;font-variant-numeric:tabular-nums;font-weight:600}
 .ddlib-widget input:focus-visible{outline:2px solid #0969da;outline-offset:3px}
+.ddlib-widget .body{min-width:0;max-width:none}
 .ddlib-widget .body img{display:block;max-width:100%;height:auto;padding:0;margin:0;background:#fff}
 .ddlib-widget .body svg{display:block;max-width:100%}
 @media (max-width:480px){.ddlib-widget .knob input{order:3;flex-basis:100%;max-width:none}}

@@ -311,7 +311,10 @@ def test_the_explorer_draws_the_pictures_it_was_given(show):
 @pytest.mark.browser
 def test_widgets_fit_a_phone_and_nothing_below_the_slider_jumps(show):
     page = show(explorer(), widgets.frames(lambda tau: plots.bars({"a": tau}), tau=[1, 2], uid="wide"), width=390)
+    page.add_style_tag(content="div.body {min-width: 360px; max-width: 800px}")  # the book's theme means its own
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for widget in page.locator(".ddlib-widget").all():
+        assert widget.evaluate("widget => widget.scrollWidth <= widget.clientWidth")
     tall = set()
     for ipc in range(1, 13):
         page.locator("#ipc input").fill(str(ipc))
