@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return run(options.chapter, [(name, value) for name, value in options.parameter], options.out)
-    except (ValueError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         needs = ' (install the extra: pip install "ddlib[book]")' if isinstance(error, ImportError) else ""
         print(f"error: {error}{needs}", file=sys.stderr)
         return 2

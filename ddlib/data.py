@@ -247,9 +247,12 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 of class names, shapes, labels and images of all three splits: which data this is."""
+        """16 hex digits of the SHA-256 of class names, shape, and the training and validation images: which data this is.
+
+        Test images are left out, because nothing but an evaluation reads them.
+        """
         sha = hashlib.sha256(repr((self.classes, self.shape)).encode())
-        for split in (self.train, self.validation, self.test):
+        for split in (self.train, self.validation):
             for tensor in (split.labels, split.images):
                 sha.update(tensor.cpu().numpy().tobytes())
         return sha.hexdigest()[:16]
@@ -415,7 +418,7 @@ def load(name: str, root: str | Path | None = None, *, preprocess: str | Preproc
     "zca_a" or "zca_b", fitted to the training split, or a fitted Preprocess. Raises ValueError for an unknown name or a damaged
     file and FileNotFoundError for files that are missing and cannot be downloaded; svhn also needs scipy (ImportError).
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; choose from {', '.join(sorted(DATASETS))}, or use ImageSet.from_folder")
     if preprocess in (None, "standardize") and name in CONSTANTS:
         preprocess = Preprocess.standardize(*CONSTANTS[name])

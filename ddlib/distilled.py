@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 from ddlib import files
 from ddlib.data import ImageSet, Preprocess, check_ipc
-from ddlib.train import Batch, Batches
+from ddlib.train import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,13 +73,6 @@ class DistilledSet(ABC):
     @abstractmethod
     def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> DistilledSet:
         """Undo `tensors`; facts: classes, preprocess, meta."""
-
-    def batches(self, batch_size: int, rng: torch.Generator, resample: bool = False) -> Iterator[Batch]:
-        """Endless batches: of one frozen set, or (`resample`) drawn anew every time."""
-        if resample:
-            while True:
-                yield self.draw(batch_size, rng)
-        yield from Batches(*self.all(rng), batch_size, rng)
 
     def pixels(self, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Images (N, c, h, w) in [0, 1], whitening and normalisation undone, and labels (N,): what a person looks at."""
@@ -164,6 +156,8 @@ class PixelSet(DistilledSet):
                  alpha: Tensor | None = None, meta: dict[str, Any] | None = None):
         if images.ndim != 4 or len(images) != len(labels) or len(images) == 0:
             raise ValueError(f"images must be (N, c, h, w) with N >= 1 labels, got {tuple(images.shape)} and {tuple(labels.shape)}")
+        if labels.shape[1:] != (len(classes),) if labels.ndim == 2 else not 0 <= labels.min() <= labels.max() < len(classes):
+            raise ValueError(f"labels must be classes from 0 to {len(classes) - 1} or (N, {len(classes)}) probabilities")
         self.images, self.labels, self.alpha = images, labels, alpha
         self.classes, self.preprocess, self.meta = tuple(classes), preprocess, dict(meta or {})
         self.shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -183,12 +177,17 @@ class PixelSet(DistilledSet):
         for label in range(real.num_classes):
             members = real.train.of_class(label).cpu()
             chosen.append(members[torch.randperm(len(members), generator=rng)[:ipc]])
-        return cls.from_indices(real, torch.cat(chosen), **meta)                        # (C * ipc,) indices
+        return cls.from_indices(real, torch.cat(chosen), seed=rng.initial_seed(), **meta)    # (C * ipc,) indices
 
     @property
     def budget(self) -> int:
         """Pixels, plus labels where they are probabilities (a hard label is told by the image's place)."""
         return self.images.numel() + (self.labels.numel() if self.labels.ndim == 2 else 0)
+
+    @property
+    def ipc(self) -> float:
+        """Images per class; soft labels are budget, but no images."""
+        return len(self.images) / self.num_classes
 
     def draw(self, num: int, rng: torch.Generator) -> Batch:
         """`num` images: without replacement while they last, otherwise every image equally often up to one."""

@@ -1,8 +1,9 @@
 """Evaluation: train fresh networks on a distilled set, read the test set once, and write down one row.
 
 A protocol is data, so two rows can be compared by comparing two protocols. The published ones are here as far as they
-are stated, with one difference: nothing is ever chosen on test images. Where a paper printed its best test accuracy
-over checkpoints, our version of its protocol chooses on held-out training images and says so.
+are stated (FRePo's is not: the decay of its averaged weights is missing), with one difference: nothing is ever chosen on
+test images. Where a paper printed its best test accuracy over checkpoints, our version of its protocol chooses on held-out
+training images and says so.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Protocol:
     schedule: Literal["cosine", "constant", "drop", "thirds"] = "cosine"
     augment: str = augment.DSA                           # flips are left out for digits
     augment_mode: Literal["single", "all"] = "single"
-    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    labels: Literal["stored", "hard"] = "stored"         # "hard": the most probable class of a soft label
     cutmix: float = 0.0                                  # probability that a batch is mixed
     resample: bool = False                               # draw fresh images for every batch (generators)
     checkpoints: tuple[int, ...] = ()                    # steps or epochs (as above) to choose from, on `choose_on`
@@ -57,10 +58,18 @@ class Protocol:
     precision: train.Precision = "float32"
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Protocol).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, got {getattr(self, name)!r}")
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"protocol {self.name!r} needs either steps or epochs, got {self.steps} and {self.epochs}")
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {self.repeats}")
+            raise ValueError(f"protocol {self.name!r} needs either steps or epochs (and None for the other), "
+                             f"got {self.steps} and {self.epochs}")
+        count = self.steps if self.steps is not None else self.epochs
+        if min(count or 0, self.repeats, self.batch_size) < 1:
+            raise ValueError(f"steps or epochs, repeats and batch_size must be at least 1, got {count}, {self.repeats}, {self.batch_size}")
+        if max(self.checkpoints, default=1) > (count or 0) or min(self.checkpoints, default=1) < 1:
+            raise ValueError(f"checkpoints must lie between 1 and {count}, got {self.checkpoints}")
+        augment.parse(self.augment)
 
     def unit(self, num_images: int) -> int:
         """Optimizer steps in what the protocol counts: one step, or one pass over `num_images`."""
@@ -101,7 +110,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol(name="dd-ranking", source="DD-Ranking, hard labels, rate not tuned", epochs=1000, schedule="drop"),
     Protocol(name="dim", source="DiM code (SKD, GLD), fresh samples every batch; the papers print the best test accuracy of five "
              "checkpoints, this chooses among the same five on validation images",
-             epochs=1000, batch_size=64, schedule="constant", augment="color_crop", resample=True,
+             epochs=1000, batch_size=64, schedule="constant", augment="color_crop", augment_mode="all", resample=True,
              checkpoints=(200, 400, 600, 800, 1000)),
     Protocol(name="podd", source="PoDD code; the number of steps is chosen on training accuracy, as there", repeats=8, steps=2000,
              optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="constant", augment="flip_rotate",
@@ -139,13 +148,16 @@ class Evaluation:
 
     def row(self, *, method: str, variant: str = "", train_arch: str = "", preset: str = "", command: str = "",
             distilling: float = 0.0) -> dict[str, Any]:
-        """One row of `measured.csv`; accuracies in percent. distilling: minutes that making the set took, added to ours."""
-        config = self.syn.meta.get("config", {})
-        width = self.protocol.width or config.get("width")
+        """One row of `measured.csv`; accuracies in percent. distilling: minutes that making the set took, added to ours.
+
+        variant: what differs from the complete method; the width of a network that is not of its usual width is added.
+        """
+        config, usual = self.syn.meta.get("config", {}), models.NETWORKS[self.protocol.network].width
+        narrow = self.protocol.width not in (None, usual)          # a complete method, as the papers print it, has no variant
         return {
             "dataset": self.real_name, "method": method, "ipc": f"{self.syn.ipc:g}",
             "train_arch": train_arch or config.get("network", ""), "eval_arch": self.protocol.network,
-            "variant": variant or (f"width {width}" if width else ""),
+            "variant": ", ".join(filter(None, [variant, f"width {self.protocol.width}" if narrow else ""])),
             "accuracy_mean": f"{100 * self.mean:.2f}", "accuracy_std": f"{100 * self.std:.2f}", "n": len(self.accuracies),
             "protocol": self.protocol.name, "preset": preset, "budget_scalars": self.syn.budget, "seed": self.seed,
             "commit": provenance()["commit"], "device": self.device, "minutes": f"{distilling + self.minutes:.2f}",
@@ -153,14 +165,17 @@ class Evaluation:
         }
 
 
-def evaluate(syn: DistilledSet | Sequence[DistilledSet], real: ImageSet, protocol: Protocol, *, seed: int = 0,
-             folder: Path | str | None = None, quiet: bool = False) -> Evaluation:
+def evaluate(syn: DistilledSet | Sequence[DistilledSet], real: ImageSet, protocol: Protocol | str, *, seed: int = 0,
+             folder: Path | str | None = None, quiet: bool = False, minutes: float = math.inf) -> Evaluation:
     """Train `protocol.repeats` fresh networks on `syn` and measure them once on `real.test`.
 
     syn: one set for all networks, or one for each (Random draws anew for every network, so its spread includes the draw).
     Every method sees the same initial networks for the same seed. folder: keeps each finished network there, so that an
-    evaluation that is killed goes on with the next one. Raises ValueError when the set and the data do not fit together.
+    evaluation that is killed goes on with the next one. Raises ValueError when the set and the data do not fit together, and
+    TimeoutError, after the first network that ends later than `minutes` from now, unless it was the last.
     """
+    if isinstance(protocol, str):
+        protocol = with_options(protocol)
     sets = [syn] * protocol.repeats if isinstance(syn, DistilledSet) else list(syn)
     if len(sets) != protocol.repeats:
         raise ValueError(f"protocol {protocol.name!r} trains {protocol.repeats} networks and {len(sets)} sets were given: "
@@ -170,64 +185,88 @@ def evaluate(syn: DistilledSet | Sequence[DistilledSet], real: ImageSet, protoco
             raise ValueError(f"the set was made for {each.num_classes} classes of shape {each.shape}, {real.name} has "
                              f"{real.num_classes} of shape {real.shape}: evaluate it on the data it was distilled from")
     device, started = real.train.images.device, time.monotonic()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    numbered = enumerate(sets) if quiet else progress(enumerate(sets), len(sets), every=1, title="network")
-    trained = [train_network(each, real, protocol, seed, repeat, Path(folder) if folder else None) for repeat, each in numbered]
+    trained: list[Trained] = []
+    for repeat, each in enumerate(sets) if quiet else progress(enumerate(sets), len(sets), every=1, title="network"):
+        if trained and time.monotonic() - started > 60 * minutes:
+            raise TimeoutError(f"{len(trained)} of {len(sets)} networks are trained and the time is up")
+        trained.append(train_network(each, real, protocol, seed, repeat, Path(folder) if folder else None))
     # The one place where test images are read: every network is final by now.
-    accuracies = torch.tensor([train.accuracy(net, real.test, each.preprocess)
-                               for (net, _), each in zip(trained, sets, strict=True)], dtype=torch.float64)
+    tested = time.monotonic()
+    accuracies = torch.tensor([train.accuracy(one.net, real.test, each.preprocess.to(device))
+                               for one, each in zip(trained, sets, strict=True)], dtype=torch.float64)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_rss_mb()
-    return Evaluation(accuracies, protocol, sets[0], real.name, seed, tuple(steps for _, steps in trained), device_name(device),
-                      (time.monotonic() - started) / 60, round(peak))
+    seconds = sum(one.seconds for one in trained) + time.monotonic() - tested
+    return Evaluation(accuracies, protocol, sets[0], real.name, seed, tuple(one.steps for one in trained), device_name(device),
+                      seconds / 60, round(peak))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, the optimizer steps it took and the seconds."""
+
+    net: models.Classifier
+    steps: int
+    seconds: float
 
 
 def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: int, repeat: int,
-                  folder: Path | None = None) -> tuple[models.Classifier, int]:
-    """Network number `repeat`, trained on `syn`, and the optimizer steps it took. Test images play no part."""
+                  folder: Path | None = None) -> Trained:
+    """Network number `repeat`, trained on `syn` where the data are. Test images play no part."""
+    started, device = time.monotonic(), real.train.images.device
     net_seed = int(torch.randint(2**31, (), generator=stream(seed, "network", repeat)))
-    net = models.build(protocol.network, shape=real.shape, num_classes=real.num_classes, width=protocol.width, seed=net_seed)
-    net = net.to(real.train.images.device)
-    images, labels = syn.all(stream(seed, "frozen", repeat))
-    recipe = {**asdict(protocol), "checkpoints": list(protocol.checkpoints)}             # as JSON gives it back
-    key = {"protocol": recipe, "seed": seed, "repeat": repeat, "steps": 0,
-           "set": files.digest({}, {"images": images, "labels": labels}), "data": real.name}
-    path = folder / f"network-{protocol.name}-{repeat}.safetensors" if folder else None
-    if path is not None and path.is_file():
-        header, tensors = files.read_tensors(path, "network")
-        if {**header["key"], "steps": 0} == key:
-            net.load_state_dict(tensors)
-            return net, header["key"]["steps"]
-
-    rng = stream(seed, "batches", repeat)
-    if protocol.resample:
-        batches = syn.batches(protocol.batch_size, rng, resample=True)
-    else:
-        batches = iter(train.Batches(images.detach(), labels.detach(), protocol.batch_size, rng))
-    if protocol.cutmix:
-        batches = mixed(batches, protocol.cutmix, stream(seed, "cutmix", repeat))
+    net = models.build(protocol.network, shape=real.shape, num_classes=real.num_classes, width=protocol.width, seed=net_seed).to(device)
+    images, labels = (tensor.detach().to(device) for tensor in syn.all(stream(seed, "frozen", repeat)))
+    if protocol.labels == "hard":
+        labels = F.one_hot(labels.argmax(dim=1), real.num_classes).to(images.dtype)
     alpha = getattr(syn, "alpha", None)
     if protocol.lr == "alpha" and alpha is None:
         raise ValueError(f"protocol {protocol.name!r} trains with the learned step size and this set has none: use 'strict'")
     base = float(alpha) if protocol.lr == "alpha" and alpha is not None else float(protocol.lr)
-    best = Best(net, protocol, real, protocol.unit(len(images)))
-    train.fit(net, batches, steps=protocol.num_steps(len(images)), lr=lambda step: protocol.rate(step, len(images), base),
-              momentum=protocol.momentum, weight_decay=protocol.weight_decay, optimizer=protocol.optimizer,
-              restart_at=protocol.drop_at(len(images)), augment=augment.strategy_for(real, protocol.augment),
-              mode=protocol.augment_mode, rng=stream(seed, "augment", repeat), precision=protocol.precision,
-              loss=F.cross_entropy if protocol.loss == "cross_entropy" else F.mse_loss,
-              observe=best.look if protocol.checkpoints else None)
+    strategy = augment.strategy_for(real, protocol.augment)
+    recipe = {**asdict(protocol), "checkpoints": list(protocol.checkpoints)}             # as JSON gives it back
+    key = {"protocol": recipe, "seed": seed, "repeat": repeat, "rate": base, "augment": strategy, "device": device_name(device),
+           "set": files.digest({}, {"images": images, "labels": labels}), "data": real.fingerprint, **provenance()}
+    path = folder / f"network-{protocol.name}-{repeat}.safetensors" if folder else None
+    if path is not None and path.is_file():
+        header, tensors = files.read_tensors(path, "network")
+        if header["key"] == key:
+            net.load_state_dict(tensors)
+            return Trained(net, header["steps"], header["seconds"])
+
+    rng = stream(seed, "batches", repeat)
+    batches: Iterator[train.Batch] = iter(train.Batches(images, labels, protocol.batch_size, rng))
+    if protocol.resample:
+        batches = fresh(syn, protocol.batch_size, rng, device)
+    if protocol.cutmix:
+        batches = mixed(batches, protocol.cutmix, stream(seed, "cutmix", repeat))
+    best = Best(net, protocol, real, syn, protocol.unit(len(images)))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(net_seed)                      # dropout, in the networks that have it, draws from the global stream
+        train.fit(net, batches, steps=protocol.num_steps(len(images)), lr=lambda step: protocol.rate(step, len(images), base),
+                  momentum=protocol.momentum, weight_decay=protocol.weight_decay, optimizer=protocol.optimizer,
+                  restart_at=protocol.drop_at(len(images)), augment=strategy, mode=protocol.augment_mode,
+                  rng=stream(seed, "augment", repeat), precision=protocol.precision,
+                  observe=best.look if protocol.checkpoints else None)
     steps = best.restore() if protocol.checkpoints else protocol.num_steps(len(images))
+    seconds = time.monotonic() - started
     if path is not None:
-        files.write_tensors(path, "network", {"key": {**key, "steps": steps}}, net.state_dict())
-    return net, steps
+        files.write_tensors(path, "network", {"key": key, "steps": steps, "seconds": seconds}, net.state_dict())
+    return Trained(net, steps, seconds)
+
+
+def fresh(syn: DistilledSet, batch_size: int, rng: torch.Generator, device: torch.device) -> Iterator[train.Batch]:
+    """Endless batches drawn anew every time."""
+    while True:
+        images, labels = syn.draw(batch_size, rng)
+        yield images.detach().to(device), labels.detach().to(device)
 
 
 class Best:
     """Keeps the weights of the checkpoint with the best accuracy on training or validation images, never on test images."""
 
-    def __init__(self, net: models.Classifier, protocol: Protocol, real: ImageSet, unit: int):
+    def __init__(self, net: models.Classifier, protocol: Protocol, real: ImageSet, syn: DistilledSet, unit: int):
         self.net, self.protocol, self.real = net, protocol, real
+        self.preprocess = syn.preprocess.to(real.train.images.device)
         self.at = {count * unit for count in protocol.checkpoints}
         self.accuracy, self.steps = -1.0, 0
         self.weights: dict[str, Tensor] = {}
@@ -236,7 +275,7 @@ class Best:
         if step + 1 not in self.at:
             return
         split = self.real.train if self.protocol.choose_on == "train" else self.real.validation
-        accuracy = train.accuracy(self.net, split, self.real.preprocess)
+        accuracy = train.accuracy(self.net, split, self.preprocess)
         self.net.train()
         if accuracy > self.accuracy:
             self.accuracy, self.steps = accuracy, step + 1
@@ -247,7 +286,7 @@ class Best:
         return self.steps
 
 
-def mixed(batches: Any, probability: float, rng: torch.Generator) -> Any:
+def mixed(batches: Iterator[train.Batch], probability: float, rng: torch.Generator) -> Iterator[train.Batch]:
     """CutMix (Yun et al., ICCV 2019): with `probability` a box of every image comes from another, labels follow its area."""
     for images, labels in batches:
         if torch.rand((), generator=rng) < probability:
@@ -284,8 +323,14 @@ def append_row(path: Path | str, row: dict[str, Any]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        if file.seek(0, os.SEEK_END) == 0:
+        header = ",".join(COLUMNS).encode()
+        file.seek(0)
+        found = file.readline()
+        if not found.endswith(b"\n") and header.startswith(found):     # empty, or a writer was killed in mid-header
+            file.truncate(0)
             writer.writeheader()
+        elif found.rstrip(b"\r\n") != header:
+            raise ValueError(f"{path} has other columns than {', '.join(COLUMNS)}: name another file for the results")
         else:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":                    # a writer was killed in mid-line: start a line of our own
@@ -309,7 +354,12 @@ def with_options(name: str, **changes: Any) -> Protocol:
     """A named protocol with some settings changed, renamed so that its rows cannot be mistaken for the original's."""
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}; choose from {', '.join(sorted(PROTOCOLS))}")
+    known = {field.name for field in fields(Protocol)}
+    if unknown := changes.keys() - known:
+        raise ValueError(f"a protocol has no {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}")
     base = PROTOCOLS[name]
+    if "steps" in changes or "epochs" in changes:        # one is given: the other gives way
+        changes = {"steps": None, "epochs": None} | changes
     changed = {key: value for key, value in changes.items() if getattr(base, key) != value}
     quiet = {"width", "network", "repeats"}              # these three have columns of their own
     suffix = "".join(f" {key}={value}" for key, value in changed.items() if key not in quiet)

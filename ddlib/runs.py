@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,14 +62,18 @@ def provenance() -> dict[str, str]:
         return done.stdout.strip()
 
     try:
+        if not (ROOT / "pyproject.toml").is_file():              # installed somewhere: a repository around it is not ours
+            raise OSError
         commit = git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", "ddlib") else "")
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    try:
-        ours = version("ddlib")
-    except PackageNotFoundError:
-        ours = "unknown"
-    return {"commit": commit, "ddlib": ours, "torch": torch.__version__, "python": platform.python_version()}
+    versions = {}
+    for package in ("ddlib", "torch", "torchvision", "numpy", "safetensors"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    return {"commit": commit, "python": platform.python_version(), **versions}
 
 
 def progress(items: Iterable[T], total: int, every: int = 50, title: str = "") -> Iterator[T]:
@@ -132,16 +138,26 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
     evenly spaced, besides the one after the first step.
 
     Writes config.json, metrics.csv, checkpoint.safetensors (about every `checkpoint_seconds`) and, at the end,
-    distilled.safetensors. A run that is killed and started again ends with the same bytes of metrics and set as one that
-    was not. Stops cleanly after `minutes`. A folder that holds a finished run of the same config is read, not run again;
-    one of another config raises ValueError. Raises Diverged, with the last good set in last_good.safetensors, when a loss
-    stops being finite.
+    distilled.safetensors. On a CPU, a run that is killed and started again with the same thread count ends with the same
+    bytes of metrics and set as one that was not (a GPU adds up gradients in no fixed order). Stops cleanly after `minutes`.
+    A folder that holds a finished run of the same config on the same data is read, not run again; one of another raises
+    ValueError. Raises Diverged, with the last good set in last_good.safetensors, when a loss stops being finite.
     """
     out, started = Path(out), time.monotonic()
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}: leave it out to run to the end")
-    check_folder(out, method, config)
-    spent = json.loads((out / "time.json").read_text())["minutes"] if (out / "time.json").is_file() else 0.0
+    real = real or data.load(config.dataset).to(device or pick_device())
+    with alone(out):
+        return run_alone(method, config, out, real, started, minutes, every, snapshots, checkpoint_seconds)
+
+
+def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, started: float, minutes: float, every: int,
+              snapshots: int, checkpoint_seconds: float) -> Result:
+    """`run`, once nobody else is in the folder."""
+    claim = json.loads(json.dumps({"method": method.NAME, **dataclasses.asdict(config), "data": real.fingerprint,
+                                   "preprocess": real.preprocess.kind}))
+    check_claim(out, claim)
+    spent = read_json(out / "time.json")["minutes"] if (out / "time.json").is_file() else 0.0
     if (out / "distilled.safetensors").is_file():
         print(f"{method.NAME}: this run was finished before and is read from {out}; delete that folder to run it again")
         return Result(distilled.load(out / "distilled.safetensors"), config.steps, config.steps, spent, out)
@@ -150,7 +166,8 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
     if (out / "checkpoint.safetensors").is_file():
         header, tensors = files.read_tensors(out / "checkpoint.safetensors", "checkpoint")
         resume = files.unflatten_tree(header["tree"], tensors)
-    real = (real or data.load(config.dataset)).to(device or pick_device())
+        if header["made_by"] != made_by(real):
+            print(f"{method.NAME}: {out} was begun by another version or device; the result will mix both")
     metrics = Metrics(out / "metrics.csv", keep=resume["index"] if resume else 0)
     keep = {1, *(round(config.steps * part / snapshots) for part in range(1, snapshots + 1))} if snapshots else set()
     step: Step | None = None
@@ -163,14 +180,17 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
         if name == "checkpoint":
             tensors: dict[str, torch.Tensor] = {}
             tree = files.flatten_tree({"index": step.index, **step.state()}, tensors)
-            files.write_tensors(out / "checkpoint.safetensors", "checkpoint", {"tree": tree}, tensors)
+            files.write_tensors(out / "checkpoint.safetensors", "checkpoint", {"tree": tree, "made_by": made_by(real)}, tensors)
         else:
-            step.syn.meta |= {"method": method.NAME, "config": dataclasses.asdict(config), "seed": config.seed}
             step.syn.save(out / f"{name}.safetensors")
 
     saved = time.monotonic()
     try:
         for step in progress(method.distill(real, config, resume), config.steps, every, method.NAME):
+            if good is None and resume is None:                  # the settings work: from now on the folder is this run's
+                files.write_text(out / "environment.txt", "".join(f"{name} {value}\n" for name, value in made_by(real).items()))
+                files.write_text(out / "config.json", json.dumps(claim, indent=1))
+            step.syn.meta |= {"method": method.NAME, "config": dataclasses.asdict(config), "seed": config.seed}
             metrics.add(step)
             tensors = {name: tensor.clone() for name, tensor in step.syn.state_dict().items()}
             if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
@@ -194,25 +214,48 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
             step.syn.load_state_dict(good[1])
             save("last_good")
             error.add_note(f"the set after step {good[0]} is in {out / 'last_good.safetensors'}")
+        elif resume is not None:
+            error.add_note(f"the state after step {resume['index']} is in {out / 'checkpoint.safetensors'}")
         raise
     save("distilled")
-    (out / "checkpoint.safetensors").unlink(missing_ok=True)
+    for leftover in (out / "checkpoint.safetensors", *out.rglob(".*.part")):
+        leftover.unlink(missing_ok=True)
     return Result(distilled.load(out / "distilled.safetensors"), config.steps, config.steps,
                   spent + (time.monotonic() - started) / 60, out)
 
 
-def check_folder(out: Path, method: Method, config: Any) -> None:
-    """Claim `out` for this method and config, or say which settings of the run that lives there differ."""
-    wanted = json.loads(json.dumps({"method": method.NAME, **dataclasses.asdict(config)}))
-    path = out / "config.json"
-    if not path.is_file():
-        files.write_text(path, json.dumps(wanted, indent=1))
-        files.write_text(out / "environment.txt", "".join(f"{name} {value}\n" for name, value in provenance().items()))
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold the folder `out`; ValueError if another process works in it. The lock ends with the process, however it ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another process is working in {out}: wait for it or choose another folder") from None
+        yield
+
+
+def made_by(real: data.ImageSet) -> dict[str, str]:
+    """What decides the bits of a run besides its config."""
+    return {**provenance(), "device": device_name(real.train.images.device)}
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete its folder and run again") from None
+
+
+def check_claim(out: Path, claim: dict[str, Any]) -> None:
+    """Say which settings differ if `out` holds another run than `claim`."""
+    if not (out / "config.json").is_file():
         return
-    found = json.loads(path.read_text())
-    differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    found = read_json(out / "config.json")
+    differ = sorted(name for name in claim.keys() | found.keys() if claim.get(name) != found.get(name))
     if differ:
-        pairs = ", ".join(f"{name} = {found.get(name)!r} there, {wanted.get(name)!r} now" for name in differ)
+        pairs = ", ".join(f"{name} = {found.get(name)!r} there, {claim.get(name)!r} now" for name in differ)
         raise ValueError(f"{out} holds another run ({pairs}): choose another folder or delete that one")
 
 

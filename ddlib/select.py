@@ -8,7 +8,7 @@ chosen images in `real.train` as meta["indices"].
 from __future__ import annotations
 
 import argparse
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from ddlib import data, models, train
 from ddlib.data import ImageSet, check_ipc
 from ddlib.distilled import PixelSet
+from ddlib.methods import answered
 from ddlib.runs import pick_device, stream
 
 
@@ -48,7 +49,7 @@ def forgetting(real: ImageSet, ipc: int, counts: Tensor, rng: torch.Generator) -
         members = real.train.of_class(label).cpu()
         shuffled = members[ties[members].argsort()]
         chosen.append(shuffled[counts[shuffled].argsort(descending=True, stable=True)[:ipc]])
-    return PixelSet.from_indices(real, torch.cat(chosen), method="Forgetting")
+    return PixelSet.from_indices(real, torch.cat(chosen), method="Forgetting", seed=rng.initial_seed())
 
 
 def herding_order(features: Tensor, num: int) -> Tensor:
@@ -83,13 +84,12 @@ def k_center_order(features: Tensor, num: int) -> Tensor:
 
 
 def feature_net(real: ImageSet, epochs: int = 5, *, network: str = "convnet3", width: int | None = None, seed: int = 0,
-                batch_size: int = 128, lr: float = 0.01, augment: str = "") -> models.Classifier:
+                batch_size: int = 128, lr: float = 0.01) -> models.Classifier:
     """A network trained on all of real.train, whose last-block output (`embed`) Herding and K-Center measure with."""
     net = models.build(network, shape=real.shape, num_classes=real.num_classes, width=width, seed=seed)
     net = net.to(real.train.images.device)
     batches = train.Batches(real.train.images, real.train.labels, batch_size, stream(seed, "feature net"), real.preprocess)
-    train.fit(net, batches, steps=epochs * -(-len(real.train) // batch_size), lr=lr, augment=augment,
-              rng=stream(seed, "feature net augment"))
+    train.fit(net, batches, steps=epochs * -(-len(real.train) // batch_size), lr=lr)
     return net
 
 
@@ -124,6 +124,7 @@ def forgetting_counts(real: ImageSet, epochs: int = 10, *, network: str = "convn
 
 
 def by_features(real: ImageSet, ipc: int, net: models.Classifier, choose: Callable[[Tensor, int], Tensor], method: str) -> PixelSet:
+    """`ipc` images of every class, in the order of choose(features (n, F), ipc) -> (ipc,)."""
     check_ipc(real, ipc)
     chosen = []
     for label in range(real.num_classes):
@@ -151,14 +152,7 @@ def main() -> int:
     parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
     parser.add_argument("--results", help="CSV file that the rows are appended to; rows already there are not made again")
     arguments = parser.parse_args()
-    try:
-        select_and_evaluate(arguments)
-    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return answered(lambda: select_and_evaluate(arguments))
 
 
 def select_and_evaluate(arguments: argparse.Namespace) -> None:
@@ -166,7 +160,7 @@ def select_and_evaluate(arguments: argparse.Namespace) -> None:
 
     real = data.load(arguments.dataset, arguments.data).to(pick_device())
     protocol = evaluate.with_options(arguments.evaluate, width=arguments.width)
-    net, counts = None, None
+    net, counts, training = None, None, {"Random": 0.0}    # minutes of training before anything can be chosen
     for method in arguments.methods:
         for ipc in arguments.ipcs:
             command = (f"python -m ddlib.select --dataset {real.name} --methods {method} --ipcs {ipc} --width {arguments.width} "
@@ -175,17 +169,21 @@ def select_and_evaluate(arguments: argparse.Namespace) -> None:
             if arguments.results and any(row["command"] == command for row in evaluate.read_rows(Path(arguments.results))):
                 print(f"{method} at ipc {ipc} is there already")
                 continue
-            rng = stream(arguments.seed, method, ipc)
+            rng, started = stream(arguments.seed, method, ipc), time.monotonic()
             if method == "Random":                                                      # a new draw for every network
                 syn = [random(real, ipc, rng) for _ in range(protocol.repeats)]
             elif method == "Forgetting":
                 if counts is None:
                     counts = forgetting_counts(real, arguments.forgetting_epochs, width=arguments.width, seed=arguments.seed)
+                    training[method] = (time.monotonic() - started) / 60
                 syn = [forgetting(real, ipc, counts, rng)] * protocol.repeats
             else:
-                net = net or feature_net(real, arguments.feature_epochs, width=arguments.width, seed=arguments.seed)
+                if net is None:
+                    net = feature_net(real, arguments.feature_epochs, width=arguments.width, seed=arguments.seed)
+                    training["Herding"] = training["K-Center"] = (time.monotonic() - started) / 60
                 syn = [(herding if method == "Herding" else k_center)(real, ipc, net)] * protocol.repeats
-            row = evaluate.evaluate(syn, real, protocol, seed=arguments.seed, quiet=True).row(method=method, command=command)
+            row = evaluate.evaluate(syn, real, protocol, seed=arguments.seed, quiet=True).row(
+                method=method, command=command, distilling=training[method])
             print(f"{method} at ipc {ipc}: {row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})", flush=True)
             if arguments.results:
                 evaluate.append_row(arguments.results, row)

@@ -13,7 +13,7 @@ from ddlib import augment as aug
 from ddlib.data import Preprocess, Split
 
 Batch = tuple[Tensor, Tensor]                    # images (B, c, h, w) in the space the networks see; labels (B,) or (B, C)
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "auto"]    # auto: bfloat16 where the device computes it in hardware
 
 
 class Batches:
@@ -70,7 +70,8 @@ def fit(net: nn.Module, batches: Batches | Iterator[Batch], *, steps: int, lr: f
             updater.state.clear()
         for group in updater.param_groups:
             group["lr"] = rate(step)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        low = precision == "bfloat16" or (precision == "auto" and has_bfloat16(images.device))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
             logits = net(images)
             value = loss(logits, labels)
         updater.zero_grad(set_to_none=True)
@@ -83,6 +84,13 @@ def fit(net: nn.Module, batches: Batches | Iterator[Batch], *, steps: int, lr: f
         if ask and not torch.isfinite(value):
             raise FloatingPointError(f"the training loss is {value.item()} at step {step + 1} of {steps}: lower the learning rate")
     return torch.stack(losses).float() if losses else torch.empty(0)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 in hardware: GPUs since Ampere, CPUs that say so."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from ddlib import data, distilled, files
+from ddlib import data, distilled, evaluate, files
 from ddlib.distilled import DistilledSet, PixelSet
 
 matplotlib.use("Agg")
@@ -41,6 +41,7 @@ def test_budget_counts_pixels_and_soft_labels(syn):
     assert syn.ipc == 3
     soft = PixelSet(syn.images, syn.all()[1], classes=syn.classes, preprocess=syn.preprocess)
     assert soft.budget == syn.images.numel() + len(syn.images) * syn.num_classes
+    assert soft.ipc == 3
 
 
 def test_draw_returns_each_image_equally_often_up_to_one(syn):
@@ -80,18 +81,23 @@ class NoiseSet(DistilledSet):
         raise NotImplementedError
 
 
-def epoch(batches, num, size):
-    images = torch.cat([next(batches)[0] for _ in range(-(-num // size))])
-    return sorted(images.flatten(1).sum(1).tolist())
+@pytest.mark.parametrize("resample", [False, True])
+def test_frozen_sets_repeat_their_images_and_resampling_does_not(toy, syn, resample, monkeypatch):          # T-EVAL-1
+    epochs = []
+
+    def spy(net, batches, **_):
+        epochs.extend(sorted(torch.cat([next(batches)[0] for _ in range(2)]).flatten(1).sum(1).tolist()) for _ in range(2))
+
+    monkeypatch.setattr(evaluate.train, "fit", spy)
+    protocol = evaluate.Protocol(name="test", source="", epochs=2, batch_size=4, width=4, resample=resample)
+    evaluate.train_network(NoiseSet(syn), toy, protocol, seed=0, repeat=0)                # 8 images: two batches an epoch
+    assert (epochs[0] == epochs[1]) is not resample
 
 
-def test_frozen_sets_repeat_their_images_and_resampling_does_not(syn):                  # T-EVAL-1
-    noise = NoiseSet(syn)
-    frozen, fresh = noise.batches(8, rng()), noise.batches(8, rng(), resample=True)
-    assert epoch(frozen, 8, 8) == epoch(frozen, 8, 8)
-    assert epoch(fresh, 8, 8) != epoch(fresh, 8, 8)
-    kept = syn.batches(5, rng())
-    assert epoch(kept, 12, 5) == epoch(kept, 12, 5)
+def test_labels_must_be_classes_or_probabilities(toy, syn):
+    for wrong in (syn.labels + 2, syn.labels - 1, torch.ones(len(syn.labels), 3)):
+        with pytest.raises(ValueError, match="labels must be"):
+            PixelSet(syn.images, wrong, classes=syn.classes, preprocess=syn.preprocess)
 
 
 @pytest.mark.parametrize("kind", ["none", "standardize", "zca_a", "zca_b"])

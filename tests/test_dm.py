@@ -1,5 +1,7 @@
 """Distribution matching: the loss is a distance of class means, and pixels follow its exact gradient."""
 
+import dataclasses
+
 import torch
 from torch.testing import assert_close
 
@@ -54,19 +56,39 @@ def test_pixel_gradients_agree_with_central_differences():
         assert_close((gradient * direction).sum(), numeric, rtol=1e-5, atol=1e-8)
 
 
-def test_a_class_meets_real_and_synthetic_images_under_one_draw():
+def test_a_class_meets_real_and_synthetic_images_under_one_draw(monkeypatch):
+    """With the same pictures on both sides, the same comes out on both sides, whatever the operation (T-DM-1 with augmentation)."""
     toy = data.load("toy")
-    config = TINY
-    for seed in range(12):                                                              # every operation gets its turn
-        syn = PixelSet.from_real(toy, 1, rng(seed))
-        real_images, syn_images = dm.draw_pairs(toy, syn, config, augment.strategy_for(toy), rng(seed))
-        again, state = rng(seed), []
-        for label in range(toy.num_classes):
-            batch = toy.preprocess(toy.draw(label, config.real_batch, again))
-            drawn = augment.draw(augment.strategy_for(toy), 1, toy.shape, again, siamese=True)
-            state.append((augment.apply(drawn, batch), augment.apply(drawn, syn.images[label:label + 1])))
-        assert torch.equal(real_images, torch.cat([real for real, _ in state]))
-        assert torch.equal(syn_images, torch.cat([one for _, one in state]))
+    net = models.build("convnet3", shape=toy.shape, num_classes=toy.num_classes, width=4, seed=0)
+    for seed in range(24):                                                              # every operation gets its turn
+        syn = PixelSet.from_real(toy, 3, rng(seed))
+        shown = [toy.train.images[syn.meta["indices"]][syn.labels == label] for label in range(toy.num_classes)]
+        monkeypatch.setattr(data.ImageSet, "draw", lambda self, label, n, rng, shown=shown: shown[label])
+        real_images, syn_images = dm.draw_pairs(toy, syn, dm.DMConfig(dataset="toy", ipc=3), augment.strategy_for(toy), rng(seed))
+        assert torch.equal(real_images, syn_images)
+        features = net.embed(syn_images).unflatten(0, (toy.num_classes, -1))
+        assert dm.matching_loss(dm.embed_real(net, real_images, toy.num_classes), features) < 1e-10
+
+
+def test_classes_get_draws_of_their_own():
+    toy = data.load("toy")
+    blank = PixelSet(torch.ones(4, *toy.shape), torch.arange(4), classes=toy.classes, preprocess=toy.preprocess)
+    config = dm.DMConfig(dataset="toy", ipc=1)
+    _, images = dm.draw_pairs(toy, blank, config, "crop", rng(1))
+    assert len({tuple(image.flatten().tolist()) for image in images}) > 1                # other borders, so another shift
+
+
+def test_unequal_classes_are_not_mixed():
+    toy = data.load("toy")
+    kept = torch.cat([toy.train.of_class(label)[:9 * (label + 1)] for label in range(4)])
+    uneven = dataclasses.replace(toy, train=data.Split(toy.train.images[kept], toy.train.labels[kept]))
+    syn = PixelSet.from_real(uneven, 1, rng())
+    real_images, _ = dm.draw_pairs(uneven, syn, dm.DMConfig(dataset="toy", ipc=1), "none", rng())
+    per_class = real_images.unflatten(0, (4, -1))                                       # (C, B, c, h, w)
+    assert per_class.shape[1] == 9
+    for label in range(4):
+        own = uneven.preprocess(uneven.train.images[uneven.train.of_class(label)])
+        assert all((image == own).flatten(1).all(1).any() for image in per_class[label])
 
 
 def test_chunks_do_not_change_the_embedding():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ddlib import data, evaluate, select, train
+from ddlib.distilled import PixelSet
 from ddlib.evaluate import COLUMNS, PROTOCOLS, Protocol
 
 QUICK = Protocol(name="quick", source="test", steps=5, repeats=3, width=4)
@@ -32,7 +33,7 @@ def test_the_same_seed_gives_the_same_accuracies_and_networks_differ(toy, syn):
     first, second = (evaluate.evaluate(syn, toy, QUICK, quiet=True) for _ in range(2))
     assert torch.equal(first.accuracies, second.accuracies)
     assert len(first.accuracies) == 3
-    nets = [evaluate.train_network(syn, toy, QUICK, 0, repeat)[0] for repeat in range(2)]
+    nets = [evaluate.train_network(syn, toy, QUICK, 0, repeat).net for repeat in range(2)]
     assert not torch.equal(*(next(net.parameters()) for net in nets))
 
 
@@ -40,7 +41,7 @@ def test_the_same_seed_gives_the_same_accuracies_and_networks_differ(toy, syn):
 def test_every_protocol_takes_the_steps_it_says(toy, syn, name, monkeypatch):           # T-EVAL-2
     full = PROTOCOLS[name]
     short = replace(full, steps=full.steps and 8, epochs=full.epochs and 4, width=4, repeats=1, lr=0.01, batch_size=5,
-                    checkpoints=tuple(1 + k for k in range(len(full.checkpoints))))
+                    checkpoints=(2, 3) if full.checkpoints else ())
     taken = []
     fit = train.fit
     monkeypatch.setattr(train, "fit", lambda *args, **options: taken.append(len(losses := fit(*args, **options))) or losses)
@@ -73,7 +74,7 @@ def test_test_images_are_read_once_and_after_all_training(toy, syn, name, monkey
     monkeypatch.setattr(train, "fit", lambda *args, **options: log.append("fit") or fit(*args, **options))
     protocol = PROTOCOLS[name]
     short = replace(protocol, steps=protocol.steps and 6, epochs=protocol.epochs and 6, width=4, repeats=2,
-                    checkpoints=tuple(k + 1 for k in range(len(protocol.checkpoints))))
+                    checkpoints=(2, 3) if protocol.checkpoints else ())
     evaluate.evaluate(syn, real, short, quiet=True)
     assert log[:2] == ["fit", "fit"] and set(log[2:]) == {"test"}
     assert log.count("test") == 2 * 2                                                   # images and labels, per network
@@ -130,10 +131,100 @@ def test_finished_networks_are_not_trained_again(toy, syn, tmp_path, monkeypatch
 
 def test_checkpoints_keep_the_best_weights_by_validation(toy, syn):
     protocol = Protocol(name="choose", source="test", steps=6, repeats=1, width=4, checkpoints=(2, 4, 6))
-    net, steps = evaluate.train_network(syn, toy, protocol, 0, 0)
-    accuracies = {k: train.accuracy(evaluate.train_network(syn, toy, replace(protocol, checkpoints=(k,)), 0, 0)[0],
+    best = evaluate.train_network(syn, toy, protocol, 0, 0)
+    accuracies = {k: train.accuracy(evaluate.train_network(syn, toy, replace(protocol, checkpoints=(k,)), 0, 0).net,
                                     toy.validation, toy.preprocess) for k in (2, 4, 6)}
-    assert steps in (2, 4, 6) and train.accuracy(net, toy.validation, toy.preprocess) == max(accuracies.values()) == accuracies[steps]
+    assert train.accuracy(best.net, toy.validation, toy.preprocess) == max(accuracies.values()) == accuracies[best.steps]
+
+
+def test_checkpoints_are_judged_through_the_preprocessing_of_the_set(toy, monkeypatch):
+    whitened = data.load("toy", preprocess="zca_a")
+    syn = select.random(whitened, 3, rng())
+    protocol = Protocol(name="choose", source="test", steps=2, repeats=1, width=4, checkpoints=(2,))
+    seen = []
+    monkeypatch.setattr(train, "accuracy", lambda net, split, preprocess: seen.append(preprocess.kind) or 0.5)
+    evaluate.evaluate(syn, toy, protocol, quiet=True)
+    assert seen == ["zca_a", "zca_a"]
+
+
+def test_a_set_from_disk_is_trained_where_the_data_are(toy, syn):
+    elsewhere = toy.to("meta")                                    # stands in for a GPU: an operation across devices fails
+    with pytest.raises((RuntimeError, NotImplementedError)) as caught:
+        evaluate.train_network(syn, elsewhere, QUICK, 0, 0)
+    assert "expected device" not in str(caught.value) and "same device" not in str(caught.value)
+
+
+def test_a_network_is_not_reused_when_anything_that_made_it_differs(toy, syn, tmp_path):
+    protocol = replace(PROTOCOLS["mtt"], epochs=2, width=4)
+
+    def weight(**changes):
+        made = replace(toy, **changes.pop("real", {}))
+        syn.alpha = changes.pop("alpha", torch.tensor(0.01))
+        return evaluate.train_network(syn, made, replace(protocol, **changes), 0, 0, tmp_path).net.head.weight.detach().clone()
+
+    first = weight()
+    assert torch.equal(first, weight())
+    assert not torch.equal(first, weight(alpha=torch.tensor(0.5)))
+    assert not torch.equal(first, weight(momentum=0.5))
+    flips = [f"{weight(real={'has_orientation': digits}, augment='flip').sum():.8f}" for digits in (False, True)]
+    assert flips[0] != flips[1]
+
+
+def test_dropout_does_not_make_an_evaluation_unrepeatable(toy, syn):
+    protocol = replace(QUICK, network="efficientnet_v2_s", width=None, steps=2)
+    before = torch.get_rng_state()
+    weights = [evaluate.train_network(syn, toy, protocol, 0, 0).net.head.weight.detach() for _ in range(2)]
+    assert torch.equal(*weights) and torch.equal(before, torch.get_rng_state())
+
+
+def test_an_evaluation_out_of_time_goes_on_with_the_next_network(toy, syn, tmp_path):
+    for _ in range(2):
+        with pytest.raises(TimeoutError, match="of 3 networks"):
+            evaluate.evaluate(syn, toy, QUICK, folder=tmp_path, quiet=True, minutes=-1)
+    assert len(list(tmp_path.iterdir())) == 1
+    whole = evaluate.evaluate(syn, toy, QUICK, folder=tmp_path, quiet=True)
+    assert torch.equal(whole.accuracies, evaluate.evaluate(syn, toy, QUICK, quiet=True).accuracies)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"optimizer": "SGD"}, "optimizer must be one of sgd, adam"), ({"schedule": "cosin"}, "schedule must be"),
+    ({"choose_on": "test"}, "choose_on must be one of train, validation"), ({"precision": "bf16"}, "precision must be"),
+    ({"steps": 0}, "at least 1"), ({"repeats": 0}, "at least 1"), ({"checkpoints": (6,)}, "between 1 and 5"),
+    ({"augment": "blur"}, "blur"),
+])
+def test_a_protocol_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(QUICK, **changes)
+
+
+# Section by section what the codes do: networks, steps or epochs, batch, optimizer, rate, decay, schedule, augmentation, mode
+PUBLISHED = {
+    "dc": (20, "epochs", 300, 256, "sgd", 0.01, 5e-4, "drop", "", "single"),
+    "dc-mnist": (20, "epochs", 1000, 256, "sgd", 0.01, 5e-4, "drop", "crop_scale_rotate", "single"),
+    "dsa": (20, "epochs", 1000, 256, "sgd", 0.01, 5e-4, "drop", "color_crop_cutout_flip_scale_rotate", "single"),
+    "mtt": (5, "epochs", 1000, 256, "sgd", "alpha", 5e-4, "drop", "color_crop_cutout_flip_scale_rotate", "single"),
+    "dim": (5, "epochs", 1000, 64, "sgd", 0.01, 5e-4, "constant", "color_crop", "all"),
+    "podd": (8, "steps", 2000, 256, "adam", 1e-3, 0.0, "constant", "flip_rotate", "single"),
+    "rat-bptt": (8, "steps", 3000, 256, "adam", 1e-3, 0.0, "constant", "flip_rotate", "single"),
+    "idc": (3, "epochs", 1000, 64, "sgd", 0.01, 5e-4, "thirds", "color_crop_flip_scale_rotate", "all"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_protocols_are_what_the_codes_do(name):
+    p = PROTOCOLS[name]
+    unit = "steps" if p.steps else "epochs"
+    assert PUBLISHED[name] == (p.repeats, unit, p.steps or p.epochs, p.batch_size, p.optimizer, p.lr, p.weight_decay, p.schedule,
+                               p.augment, p.augment_mode)
+
+
+def test_hard_labels_are_the_most_probable_class(toy, syn, monkeypatch):
+    soft = PixelSet(syn.images, 0.5 * syn.all()[1] + 0.125, classes=syn.classes, preprocess=syn.preprocess)
+    kinds = []
+    monkeypatch.setattr(train, "fit", lambda net, batches, **_: kinds.append(sorted(set(next(batches)[1].flatten().tolist()))))
+    for labels in ("stored", "hard"):
+        evaluate.train_network(soft, toy, replace(QUICK, labels=labels), 0, 0)
+    assert kinds == [[0.125, 0.625], [0.0, 1.0]]
 
 
 def test_cutmix_mixes_labels_by_area():
@@ -155,6 +246,9 @@ def test_mean_and_std_are_over_networks(toy, syn):
     assert result.std == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in values) / 2))
     row = result.row(method="Random", preset="tiny", command="x")
     assert tuple(row) == COLUMNS and row["budget_scalars"] == syn.budget and row["n"] == 3 and row["ipc"] == "3"
+    assert row["variant"] == "width 4"
+    usual = result.__class__(**{**vars(result), "protocol": replace(QUICK, width=128)})
+    assert usual.row(method="Random")["variant"] == ""            # as the papers print it, so that the two join
 
 
 def make_row(number):
@@ -188,6 +282,17 @@ def test_a_torn_last_line_does_not_spoil_the_next(tmp_path):
     assert [row["seed"] for row in evaluate.read_rows(path)] == ["1", "2"]
 
 
+def test_a_torn_header_is_written_again_and_a_foreign_file_is_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(",".join(COLUMNS)[:40])
+    evaluate.append_row(path, make_row(1))
+    assert [row["seed"] for row in evaluate.read_rows(path)] == ["1"]
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="other columns"):
+        evaluate.append_row(path, make_row(1))
+    assert path.read_text() == "a,b\n1,2\n"
+
+
 def test_a_row_with_other_columns_is_refused(tmp_path):
     with pytest.raises(ValueError, match="these differ: dataset, extra"):
         evaluate.append_row(tmp_path / "rows.csv", {**{k: 1 for k in COLUMNS if k != "dataset"}, "extra": 1})
@@ -197,8 +302,11 @@ def test_a_row_with_other_columns_is_refused(tmp_path):
 def test_changed_protocols_cannot_be_mistaken_for_the_original():
     assert evaluate.with_options("strict", steps=10).name == "strict steps=10"
     assert evaluate.with_options("strict", width=16, repeats=2).name == "strict"
+    assert evaluate.with_options("dsa", steps=10).epochs is None
     with pytest.raises(ValueError, match="unknown protocol 'strickt'; choose from"):
         evaluate.with_options("strickt")
+    with pytest.raises(ValueError, match="a protocol has no epoch; it has"):
+        evaluate.with_options("strict", epoch=3)
 
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddlib import data, distilled, runs
+from ddlib import data, distilled, files, runs
 from ddlib.methods import Diverged, dm
 
 TINY = dm.PRESETS["tiny"]
@@ -41,7 +41,7 @@ def test_the_artifact_says_where_it_came_from(toy, tmp_path):
     runs.run(dm, replace(TINY, seed=4), tmp_path, real=toy)
     meta = distilled.load(tmp_path / "distilled.safetensors").meta
     assert meta["method"] == "DM" and meta["seed"] == 4 and meta["config"]["steps"] == TINY.steps and meta["dataset"] == "toy"
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "distilled.safetensors", "environment.txt", "metrics.csv", "time.json"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "config.json", "distilled.safetensors", "environment.txt", "metrics.csv", "time.json"]
 
 
 def test_snapshots_are_kept_evenly_and_read_back(toy, tmp_path):
@@ -56,6 +56,41 @@ def test_another_config_in_the_same_folder_is_refused(toy, tmp_path):
     runs.run(dm, TINY, tmp_path, real=toy)
     with pytest.raises(ValueError, match=r"seed = 0 there, 1 now"):
         runs.run(dm, replace(TINY, seed=1), tmp_path, real=toy)
+
+
+def test_other_data_in_the_same_folder_are_refused(toy, tmp_path):
+    runs.run(dm, TINY, tmp_path, real=toy)
+    with pytest.raises(ValueError, match="preprocess = 'standardize' there, 'zca_a' now"):
+        runs.run(dm, TINY, tmp_path, real=data.load("toy", preprocess="zca_a"))
+    fewer = replace(toy, train=data.Split(toy.train.images[1:], toy.train.labels[1:]))
+    with pytest.raises(ValueError, match="data ="):
+        runs.run(dm, TINY, tmp_path, real=fewer)
+
+
+def test_a_config_that_cannot_run_does_not_claim_the_folder(toy, tmp_path):
+    with pytest.raises(ValueError, match="ipc"):
+        runs.run(dm, replace(TINY, ipc=0), tmp_path, real=toy)
+    assert runs.run(dm, TINY, tmp_path, real=toy).finished
+
+
+def test_two_processes_never_share_a_folder(toy, tmp_path):
+    with runs.alone(tmp_path), pytest.raises(ValueError, match="another process is working"):
+        runs.run(dm, TINY, tmp_path, real=toy)
+    assert runs.run(dm, TINY, tmp_path, real=toy).finished
+
+
+def test_damaged_settings_are_named(toy, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        runs.run(dm, TINY, tmp_path, real=toy)
+
+
+def test_a_loss_that_fails_right_after_resuming_points_to_the_checkpoint(toy, tmp_path, monkeypatch):
+    runs.run(dm, TINY, tmp_path, real=toy, minutes=1e-9)
+    monkeypatch.setattr(dm, "matching_loss", lambda *pair: (pair[1] * float("nan")).sum())
+    with pytest.raises(Diverged) as caught:
+        runs.run(dm, TINY, tmp_path, real=toy)
+    assert "the state after step 1 is in" in caught.value.__notes__[0]
 
 
 def test_a_run_cut_by_time_goes_on_with_the_same_bits(toy, tmp_path):
@@ -78,27 +113,32 @@ import sys
 from dataclasses import replace
 from ddlib import runs
 from ddlib.methods import dm
-runs.run(dm, replace(dm.PRESETS["tiny"], steps=400), sys.argv[1], checkpoint_seconds=0.05, every=10**9)
+runs.run(dm, replace(dm.PRESETS["tiny"], steps=700), sys.argv[1], checkpoint_seconds=0.2, every=10**9)
 """
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
-    """SIGKILL, five times, at moments spread over the run; then to the end: bytes equal to an undisturbed run's."""
+    """SIGKILL, three times, each at a random moment after new work was saved; then to the end: bytes of an undisturbed run."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", VICTIM, str(tmp_path / "whole")], check=True, env=env)
-    waits = (0.3 + 2.5 * torch.rand(5, generator=runs.stream(time.time_ns(), "kill"))).tolist()
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    waits = (0.2 * torch.rand(3, generator=runs.stream(time.time_ns(), "kill"))).tolist()
+    reached = []
     for wait in waits:
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         process = subprocess.Popen([sys.executable, "-c", VICTIM, str(tmp_path / "killed")], env=env)
-        deadline = time.monotonic() + 60                         # count the wait from the first sign of life
-        while not (tmp_path / "killed/config.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        deadline = time.monotonic() + 60
+        while (checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0) == before and time.monotonic() < deadline:
+            time.sleep(0.005)
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        reached.append(files.read_tensors(checkpoint, "checkpoint")[0]["tree"]["$dict"][0][1])
+    assert reached == sorted(set(reached)) and reached[-1] < 700, f"every try got on, none ended: {reached}"
     subprocess.run([sys.executable, "-c", VICTIM, str(tmp_path / "killed")], check=True, env=env)
     for name in ("distilled.safetensors", "metrics.csv", "config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), f"{name} after {waits}"
-    assert not [name for name in os.listdir(tmp_path / "killed") if name.endswith(".part")]
+    assert not list((tmp_path / "killed").glob(".*.part"))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_set_and_names_the_term(toy, tmp_path, monkeypatch):
@@ -155,8 +195,9 @@ def test_the_command_line_distils_in_slices_and_evaluates(tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["steps"] == 30
 
 
-@pytest.mark.parametrize(("words", "message"), [(["--preset", "huge"], "invalid choice: 'huge'"), (["--ipc", "0"], "ipc"),
-                                                (["--dataset", "imagenet22k"], "unknown dataset"), (["--minutes", "0"], "above 0")])
+@pytest.mark.parametrize(("words", "message"), [(["--preset", "huge"], "no preset 'huge'; choose from"), (["--ipc", "0"], "ipc"),
+                                                (["--dataset", "imagenet22k"], "unknown dataset"), (["--minutes", "0"], "above 0"),
+                                                (["--network", "densenet121"], "does not go with DM"), (["--out", "/dev/null"], "error:")])
 def test_the_command_line_answers_bad_input_in_a_sentence(tmp_path, words, message):
-    done = command("--out", str(tmp_path / "run"), *words, cwd=tmp_path)
+    done = command(*words, cwd=tmp_path)
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import shlex
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,50 +75,81 @@ def check_finite(index: int, **terms: torch.Tensor) -> dict[str, float]:
     return values
 
 
+def preset(method: Method, name: str) -> Any:
+    """The named config of a method; ValueError lists the names there are."""
+    if name not in method.PRESETS:
+        raise ValueError(f"{method.NAME} has no preset {name!r}; choose from {', '.join(sorted(method.PRESETS))}")
+    return method.PRESETS[name]
+
+
 def main(method: Method) -> int:
     """The command line of a method: `python -m ddlib.methods.NAME --preset P --out DIR --minutes M`."""
-    from ddlib import data, evaluate, runs
+    from ddlib import evaluate
 
     parser = argparse.ArgumentParser(
         prog=f"python -m ddlib.methods.{method.NAME.lower().replace('-', '_')}",
         description=f"Distil with {method.NAME}. Called again with the same --out, it goes on where it stopped.")
-    parser.add_argument("--preset", default="tiny", choices=sorted(method.PRESETS), metavar="PRESET",
-                        help=f"one of {', '.join(sorted(method.PRESETS))} (default tiny)")
+    parser.add_argument("--preset", default="tiny", help=f"one of {', '.join(sorted(method.PRESETS))} (default tiny)")
     parser.add_argument("--out", help="folder for the run (default runs/METHOD/PRESET-SEED)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after this many minutes")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after about this many minutes")
     parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
     parser.add_argument("--evaluate", metavar="PROTOCOL", choices=sorted(evaluate.PROTOCOLS),
                         help=f"then evaluate, with one of {', '.join(sorted(evaluate.PROTOCOLS))}")
-    parser.add_argument("--results", help="CSV file that the evaluation's row is appended to")
-    fields = dataclasses.fields(next(iter(method.PRESETS.values())))
-    for field in fields:
-        parser.add_argument(f"--{field.name.replace('_', '-')}", dest=f"set_{field.name}", metavar="VALUE",
-                            type=type(field.default), help=argparse.SUPPRESS)
+    parser.add_argument("--results", help="CSV file that gets the evaluation's row, once for the same command")
+    settings = parser.add_argument_group("settings of the preset that can be changed")
+    for field in dataclasses.fields(next(iter(method.PRESETS.values()))):
+        kind = parse_bool if isinstance(field.default, bool) else type(field.default)
+        settings.add_argument(f"--{field.name.replace('_', '-')}", dest=f"set_{field.name}", metavar="VALUE", type=kind)
     arguments = parser.parse_args()
-    changes = {field.name: value for field in fields if (value := getattr(arguments, f"set_{field.name}")) is not None}
+    changes = {name.removeprefix("set_"): value for name, value in vars(arguments).items()
+               if name.startswith("set_") and value is not None}
+    return answered(lambda: distil_and_evaluate(method, arguments, changes, shlex.join([*parser.prog.split(), *sys.argv[1:]])))
+
+
+def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: dict[str, Any], command: str) -> None:
+    from ddlib import data, evaluate, runs
+
+    started = time.monotonic()
+    config = dataclasses.replace(preset(method, arguments.preset), **changes)
+    out = arguments.out or runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}")
+    if arguments.results and any(row["command"] == command for row in evaluate.read_rows(arguments.results)):
+        print(f"{arguments.results} has the row of this command already")
+        return
+    real = data.load(config.dataset, arguments.data).to(runs.pick_device())
+    result = runs.run(method, config, out, real=real, minutes=arguments.minutes)
+    if result.syn is None:
+        print(f"stopped after {result.minutes:.1f} minutes at step {result.steps} of {result.total}; "
+              f"the same command goes on from here ({result.folder})")
+        return
+    print(f"finished {result.steps} steps in {result.minutes:.1f} minutes: {result.folder / 'distilled.safetensors'}")
+    if not arguments.evaluate:
+        return
+    protocol = evaluate.with_options(arguments.evaluate, network=config.network, width=config.width)
+    left = arguments.minutes - (time.monotonic() - started) / 60
     try:
-        config = dataclasses.replace(method.PRESETS[arguments.preset], **changes)
-        out = arguments.out or runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}")
-        real = data.load(config.dataset, arguments.data).to(runs.pick_device())
-        result = runs.run(method, config, out, real=real, minutes=arguments.minutes)
-        if result.syn is None:
-            print(f"stopped after {result.minutes:.1f} minutes at step {result.steps} of {result.total}; "
-                  f"the same command goes on from here ({result.folder})")
-            return 0
-        print(f"finished {result.steps} steps in {result.minutes:.1f} minutes: {result.folder / 'distilled.safetensors'}")
-        if arguments.evaluate:
-            protocol = evaluate.with_options(arguments.evaluate, network=config.network, width=config.width)
-            evaluation = evaluate.evaluate(result.syn, real, protocol, seed=config.seed, folder=result.folder)
-            row = evaluation.row(method=method.NAME, preset=arguments.preset, distilling=result.minutes,
-                                 command=" ".join([parser.prog, *sys.argv[1:]]))
-            print(f"{method.NAME} at ipc {row['ipc']}: {row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})")
-            if arguments.results:
-                evaluate.append_row(arguments.results, row)
-    except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
+        evaluation = evaluate.evaluate(result.syn, real, protocol, seed=config.seed, folder=result.folder, minutes=left)
+    except TimeoutError as error:
+        print(f"stopped: {error}; the same command goes on from here")
+        return
+    row = evaluation.row(method=method.NAME, preset=arguments.preset, distilling=result.minutes, command=command)
+    print(f"{method.NAME} at ipc {row['ipc']}: {row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})")
+    if arguments.results:
+        evaluate.append_row(arguments.results, row)
+
+
+def parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"write true or false, not {text!r}")
+    return text.lower() == "true"
+
+
+def answered(work: Callable[[], None]) -> int:
+    """Do the work of a command; what its user can mend is answered in one sentence. Returns the exit status."""
+    try:
+        work()
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"error: {error}" + "".join(f"; {note}" for note in getattr(error, "__notes__", [])), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
-
-

@@ -25,6 +25,8 @@ from ddlib.methods import State, Step, check_finite, main
 from ddlib.runs import stream
 
 NAME = "DM"
+# batch norm would mix the classes of a batch, and real with synthetic statistics
+FIT_FOR_DM = ("convnet3", "convnet4", "convnet5", "resnet10", "resnet18", "resnet18_ap", "alexnet", "vgg11")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,10 @@ class DMConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.real_batch < 1 or self.width < 1:
             raise ValueError(f"steps, real_batch and width must be at least 1, got {self.steps}, {self.real_batch}, {self.width}")
+        if self.network not in FIT_FOR_DM:
+            raise ValueError(f"network {self.network!r} does not go with DM, whose networks normalise each image by itself; "
+                             f"choose from {', '.join(FIT_FOR_DM)}")
+        augment.parse(self.augment)
 
 
 PRESETS = {
@@ -71,10 +77,14 @@ def matching_loss(real_features: Tensor, syn_features: Tensor) -> Tensor:
 
 def draw_pairs(real: ImageSet, syn: PixelSet, config: DMConfig, strategy: str,
                rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A real batch (C * B, c, h, w) and the synthetic images (C * IPC, c, h, w), augmented class by class with one draw."""
+    """A real batch (C * B, c, h, w) and the synthetic images (C * IPC, c, h, w), augmented class by class with one draw.
+
+    B is real_batch, or the size of the smallest class: every class gives as many images.
+    """
+    batch_size = min(config.real_batch, *(len(real.train.of_class(label)) for label in range(real.num_classes)))
     real_images, syn_images = [], []
     for label, of_class in enumerate(syn.images.split(config.ipc)):                     # (IPC, c, h, w), class by class
-        batch = real.preprocess(real.draw(label, min(config.real_batch, len(real.train.of_class(label))), rng))
+        batch = real.preprocess(real.draw(label, batch_size, rng))                      # (B, c, h, w)
         drawn = augment.draw(strategy, 1, real.shape, rng, siamese=True)
         real_images.append(augment.apply(drawn, batch))
         syn_images.append(augment.apply(drawn, of_class))
