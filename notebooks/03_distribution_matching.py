@@ -41,10 +41,10 @@ config
 #
 # $$
 # \mathcal L(\mathcal S)=\sum_{c=1}^{C}\Big\|\frac1B\sum_{b=1}^{B}\phi_\theta\big(\mathcal A_\omega(x^{real}_{c,b})\big)
-# -\frac1{\mathrm{IPC}}\sum_{i=1}^{\mathrm{IPC}}\phi_\theta\big(\mathcal A_\omega(x^{syn}_{c,i})\big)\Big\|_2^2 ,
-# \qquad \theta\sim P_\theta,\ \omega\sim\Omega .
+# -\frac1{\mathrm{IPC}}\sum_{i=1}^{\mathrm{IPC}}\phi_\theta\big(\mathcal A_\omega(x^{syn}_{c,i})\big)\Big\|_2^2 .
 # $$
 #
+# The weights $\theta$ are drawn from the usual random initialisation.
 # $\mathcal A_\omega$ is a random augmentation (shift, flip, rotate, ...), and it is *siamese*: real and synthetic images of a
 # class get the same draw $\omega$. Every step draws a new $\theta$; the gradient with respect to the pixels moves the
 # synthetic images; nothing else is ever trained. Two sets have the same mean under *all* functions exactly when they have the
