@@ -50,9 +50,10 @@ print(f"{len(real.train):,} training images, {real.num_classes} classes; the fir
 # \begin{aligned}
 # \textbf{Random}\quad & x_k\sim\mathrm{Uniform}(\mathcal T_c\setminus\{x_1,\dots,x_{k-1}\}),\\[2pt]
 # \textbf{Herding}\quad & x_k=\arg\min_{x}\Big\|\,k\,\mu_c-\sum_{j<k}\phi(x_j)-\phi(x)\Big\|_2 ,\\
-# \textbf{K-Center}\quad & x_1=\arg\min_{x}\|\mu_c-\phi(x)\|_2 ,\qquad x_k=\arg\max_{x}\,\min_{j<k}\|\phi(x)-\phi(x_j)\|_2 ,\\
-# \textbf{Forgetting}\quad & x_k=\arg\max_{x}\,\sum_{v}\mathbb 1[x\text{ right at visit }v\text{, wrong at visit }v+1],
-# \quad\infty\text{ if never right.}
+# \textbf{K-Center}\quad & x_1=\arg\min_{x}\|\mu_c-\phi(x)\|_2 ,\\
+# & x_k=\arg\max_{x}\,\min_{j<k}\|\phi(x)-\phi(x_j)\|_2 ,\\
+# \textbf{Forgetting}\quad & x_k=\arg\max_{x}\,\sum_{v}\mathbb 1[x\text{ right at visit }v\text{, wrong at }v+1],\\
+# & \text{which counts as }\infty\text{ if }x\text{ was never right.}
 # \end{aligned}
 # $$
 #
@@ -66,12 +67,12 @@ print(f"{len(real.train):,} training images, {real.num_classes} classes; the fir
 # visit $v$? Its count is two lines, tried here on four invented images with the answers `1` right and `0` wrong over six visits.
 
 # %%
-def herding_by_hand(x, num):                                              # x: (n, F)
+def herding_by_hand(x, num):  # x: (n, F)
     chosen = []
     for k in range(1, num + 1):
-        missing = k * x.mean(dim=0) - x[chosen].sum(dim=0)                # (F,)
-        distance = (missing - x).norm(dim=1)                              # (n,)
-        distance[chosen] = torch.inf                                      # no image twice
+        missing = k * x.mean(dim=0) - x[chosen].sum(dim=0)  # (F,)
+        distance = (missing - x).norm(dim=1)  # (n,)
+        distance[chosen] = torch.inf  # no image twice
         chosen.append(int(distance.argmin()))
     return chosen
 
@@ -79,13 +80,13 @@ def herding_by_hand(x, num):                                              # x: (
 def k_center_by_hand(x, num):
     chosen = [int((x.mean(dim=0) - x).norm(dim=1).argmin())]
     while len(chosen) < num:
-        nearest = torch.stack([(x - x[c]).norm(dim=1) for c in chosen]).min(dim=0).values       # (n,)
+        nearest = torch.stack([(x - x[c]).norm(dim=1) for c in chosen]).min(dim=0).values  # (n,)
         chosen.append(int(nearest.argmax()))
     return chosen
 
 
-def forgotten(right):                                                     # (visits, N) bool
-    lost = (right[:-1] & ~right[1:]).sum(dim=0).float()                   # (N,) right, then wrong
+def forgotten(right):  # (visits, N) bool
+    lost = (right[:-1] & ~right[1:]).sum(dim=0).float()  # (N,) right, then wrong
     return lost.where(right.any(dim=0), torch.inf)
 
 
@@ -262,17 +263,17 @@ plots.selection_grid({name: real.train.images[torch.cat(places)] for name, place
 # trained on them, itself puts into their class.
 
 # %%
-def to_mean(x, places):                                                   # (n, F) features of a class, rows of the chosen
+def to_mean(x, places):  # (n, F) features of a class, rows of the chosen
     mean = x.mean(dim=0)
     return ((x[places].mean(dim=0) - mean).norm() / (x - mean).norm(dim=1).mean()).item()
 
 
-def radius(x, places):                                                    # how far away the worst covered image is
+def radius(x, places):  # how far away the worst covered image is
     mean = x.mean(dim=0)
     return (torch.cdist(x, x[places]).min(dim=1).values.max() / (x - mean).norm(dim=1).mean()).item()
 
 
-def over_classes(measure, places, k):                                     # places: (C, at least k) in real.train
+def over_classes(measure, places, k):  # places: (C, at least k) in real.train
     rows = [torch.searchsorted(members[c], places[c, :k].to(members[c].device)) for c in range(real.num_classes)]
     return sum(measure(x, row) for x, row in zip(features, rows, strict=True)) / real.num_classes
 
