@@ -5,12 +5,13 @@ PYTHON  ?= python3
 CHAPTER ?= 00_quickstart
 ARGS    ?=
 UV_ARGS ?=
+LOCK    ?= constraints.txt
 PORT    ?= 8888
 JOBS    ?= 2
 
 VENV := .venv
 PY   := $(VENV)/bin/python
-UV   := $(PY) -m uv pip install --python $(PY) --constraint constraints.txt $(UV_ARGS)
+UV   := $(PY) -m uv pip install --python $(PY) $(if $(LOCK),--constraint $(LOCK)) $(UV_ARGS)
 
 # glibc gives every block above 32 MiB back when it is freed, so that each large activation is page-faulted afresh: keeping
 # the memory makes training 1.4 to 1.9 times faster for up to 2 GB more at the peak. Passive waiting stops idle OpenMP

@@ -198,7 +198,8 @@ def run(name: str, given: Sequence[tuple[str, str]] = (), out: Path | None = Non
         print("\n" + table.read_text().rstrip())
     print(f"\n{chapter} took {(time.monotonic() - started) / 60:.1f} min and wrote")
     for path in sorted(path for path, state in snapshot(out).items() if before.get(path) != state):
-        print(f"  {pretty(path)}")
+        if not path.name.startswith((".", "network-")):          # locks and trained networks are kept to resume with, not to read
+            print(f"  {pretty(path)}")
     return 0
 
 

@@ -433,7 +433,7 @@ def _choose(what: str, given: str | None, valid: Iterable[str]) -> None:
 
 
 def _value(mean: float, std: float | None) -> str:
-    return f"{mean:.1f}" if std is None else f"{mean:.1f}±{std:.1f}"
+    return f"{mean:.1f}" if std is None or math.isnan(std) else f"{mean:.1f}±{std:.1f}"
 
 
 def _number(text: Any) -> float | None:

@@ -242,7 +242,7 @@ def exact_loss(syn):
 for real_batch in (2, 8, 64):
     *_, step = dm.distill(real, replace(config, ipc=1, steps=60, real_batch=real_batch))
     print(f"real_batch {real_batch:2d}: exact loss {exact_loss(step.syn):.1f}")
-print("Few images make a noisy target; the pixels average it over the steps, so the price of a small batch is small.")
+print("Few images make a noisy target; momentum and many steps average much of the noise away, not all of it.")
 
 # %% [markdown]
 # **2. Change an equation.** Match the variance of the embeddings too, and say why this does nothing at IPC 1.
