@@ -333,7 +333,7 @@ _TABLE_CSS = (
     ".ddlib-table ol{margin:.6em 0 0;padding-left:1.8em;font-size:.9em}"
 )
 
-COLUMNS = ("method", "ipc", "budget", "paper", "ours: mean±std (n)", "protocol/preset", "width", "device", "minutes")
+COLUMNS = ("method", "ipc", "paper", "ours: mean±std (n)", "budget", "protocol/preset", "width", "device", "minutes")
 _NUMERIC = frozenset({"ipc", "budget", "width", "minutes"})
 
 
@@ -400,7 +400,7 @@ def beside(
             variant=variant, width=width,
         )
         if measurement is None:
-            lines.append((method, str(ipc), _budget(dataset, method, ipc), paper, NOT_RUN, "-", "-", "-", "-"))
+            lines.append((method, str(ipc), paper, NOT_RUN, _budget(dataset, method, ipc), "-", "-", "-", "-"))
             continue
         protocols.append(str(measurement.get("protocol") or ""))
         ours = _value(float(measurement["accuracy_mean"]), _number(measurement.get("accuracy_std")))
@@ -414,7 +414,7 @@ def beside(
         budget = _budget(dataset, method, ipc) if scalars is None else f"{scalars:,.0f}"
         trained, device = str(_split_variant(measurement)[1] or "-"), str(measurement.get("device") or "-")
         took = "-" if minutes is None else f"{minutes:.1f}"
-        lines.append((method, str(ipc), budget, paper, ours, how, trained, device, took))
+        lines.append((method, str(ipc), paper, ours, budget, how, trained, device, took))
     if len(set(protocols)) > 1:
         footnotes.append(f"rows of different protocols ({', '.join(sorted(set(protocols)))}) do not compare")
     if caption is None:

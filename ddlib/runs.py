@@ -42,8 +42,8 @@ def pick_device() -> torch.device:
 
 def device_name(device: torch.device | str) -> str:
     """How a device is called in tables: the GPU's name, or the number of CPU threads in use."""
-    device = torch.device(device)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+    device, threads = torch.device(device), torch.get_num_threads()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({threads} thread{'s' * (threads > 1)})"
 
 
 def folder(*parts: str) -> Path:

@@ -133,7 +133,7 @@ def test_every_line_tells_its_own_number_of_networks():
 
 def test_what_nobody_ran_says_not_run_with_its_budget():
     table = papers.beside([], dataset="cifar10", ipcs=[1, 10], methods=["Random", "SKD", "Full dataset"])
-    assert {r[4] for r in table.rows} == {"not run"}
+    assert {r[3] for r in table.rows} == {"not run"}
     assert line(table, "Random", 10)["budget"] == "307,200"
     assert line(table, "SKD", 10)["budget"] == "-"  # a generator's budget is not known before it is built
     assert [r[:2] for r in table.rows].count(("Full dataset", "full")) == 1
