@@ -30,6 +30,8 @@ seed: int = 0
 out: str = ""                     # folder for the results; empty: runs/01_dataset_distillation/DATASET-ipcIPC-SEED
 
 # %%
+if width <= 16:
+    torch.set_num_threads(1)                                           # networks this small are slower on two cores than on one
 recipe = evaluate.with_options(protocol, width=width, repeats=repeats)
 folder = runs.Path(out) if out else runs.folder("01_dataset_distillation", f"{dataset}-ipc{ipc}-{seed}")
 real = data.load(dataset).to(runs.pick_device())
@@ -275,9 +277,9 @@ looks_figure = plots.accuracy_curve({"images looked at": (looks, on_looked, erro
 looks_figure
 
 # %% [markdown]
-# Means of 16 networks with their standard error. The accuracy on the images looked at rises with every look; on other images the same
-# checkpoints gain half of that or nothing. The distance between the lines is flattery. It grows when the test set is small or the
-# training noisy, and again when whole runs are chosen in this way (DiM's code picks the generator on test images too).
+# Means of 16 networks with their standard error. The accuracy on the images looked at rises with every look; of the gain after twenty
+# looks, half or less is found again on other images. The distance between the lines is flattery. It grows when the test set is small or
+# the training noisy, and again when whole runs are chosen in this way (DiM's code picks the generator on test images too).
 #
 # **2. Fresh samples.** A generator can make new images for every batch, and DiM's evaluation does: there "IPC" sets only how many
 # batches make an epoch. To see what that alone does, take a *perfect* generator: one that hands out real training images.
@@ -376,9 +378,10 @@ papers.Table(("training in", "mean, %", "std"), (*lines, ("bfloat16 - float32, i
              caption=f"Test accuracy of {repeats} networks, IPC {ipc}, width {width}", numeric=frozenset({"mean, %", "std"}))
 
 # %% [markdown]
-# The change is a fraction of the spread over seeds and has no clear sign. That is what this table can show, for this network and this
-# many steps. It cannot show that long trainings or other networks behave the same, nor anything about gradients *through* a training
-# run, which are far more delicate; and on a CPU and a network as small as this one bfloat16 gains no time.
+# The mean change is a small fraction of the spread over seeds, and its sign differs from one value of `seed` to the next. That is what this
+# table can show, for this network and this many steps. It cannot show that long trainings or other networks behave the same,
+# nor anything about gradients *through* a training run, which are far more delicate; and on a CPU and a network as small as
+# this one bfloat16 gains no time.
 #
 # ## The paper and us
 # What the papers print for CIFAR-10, ConvNet-3, beside what we have measured. Read it with the five points in mind: DM and DDPP store
