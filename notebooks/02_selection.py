@@ -95,7 +95,7 @@ def forgotten(right):  # (visits, N) bool
 stories = ["011111", "010101", "110111", "000000"]
 answers = torch.tensor([[answer == "1" for answer in story] for story in stories]).T
 for story, count in zip(stories, forgotten(answers).tolist(), strict=True):
-    print(story, "forgotten", count, "times")
+    print(f"{story} forgotten {count:g} times")
 
 # %% [markdown]
 # For the geometric rules, thirty points in a plane stand for one class, three of them far away:
