@@ -1,8 +1,10 @@
 """Evaluation: the configured steps, fresh networks, test images once and last; rows that nobody loses."""
 
 import csv
+import fcntl
 import math
 import multiprocessing
+import threading
 from dataclasses import replace
 
 import pytest
@@ -147,11 +149,16 @@ def test_checkpoints_are_judged_through_the_preprocessing_of_the_set(toy, monkey
     assert seen == ["zca_a", "zca_a"]
 
 
-def test_a_set_from_disk_is_trained_where_the_data_are(toy, syn):
-    elsewhere = toy.to("meta")                                    # stands in for a GPU: an operation across devices fails
-    with pytest.raises((RuntimeError, NotImplementedError)) as caught:
-        evaluate.train_network(syn, elsewhere, QUICK, 0, 0)
-    assert "expected device" not in str(caught.value) and "same device" not in str(caught.value)
+@pytest.mark.parametrize("resample", [False, True])
+def test_a_set_from_disk_is_trained_where_the_data_are(toy, syn, resample, monkeypatch):
+    """The data are on the meta device, which stands in for a GPU; the set is on the CPU, as one that was just loaded."""
+    devices = []
+    monkeypatch.setattr(train, "fit", lambda net, batches, **_: devices.extend(tensor.device.type for tensor in next(batches)))
+    monkeypatch.setattr(evaluate.files, "digest", lambda *_: "")
+    elsewhere = toy.to("meta")
+    elsewhere.__dict__["fingerprint"] = ""
+    net = evaluate.train_network(syn, elsewhere, replace(QUICK, resample=resample), 0, 0).net
+    assert {*devices, next(net.parameters()).device.type} == {"meta"}
 
 
 def test_a_network_is_not_reused_when_anything_that_made_it_differs(toy, syn, tmp_path):
@@ -271,6 +278,19 @@ def test_two_writers_lose_nothing(tmp_path):
     rows = evaluate.read_rows(path)
     assert sorted(int(row["seed"]) for row in rows) == [*range(50), *range(1000, 1050)]
     assert all(row["command"] == 'python "a, b"\nc' for row in rows)
+
+
+def test_a_writer_waits_for_its_turn(tmp_path):
+    path = tmp_path / "rows.csv"
+    evaluate.append_row(path, make_row(1))
+    with open(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = threading.Thread(target=evaluate.append_row, args=(path, make_row(2)))
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive() and len(evaluate.read_rows(path)) == 1
+    writer.join(10)
+    assert [row["seed"] for row in evaluate.read_rows(path)] == ["1", "2"]
 
 
 def test_a_torn_last_line_does_not_spoil_the_next(tmp_path):

@@ -44,6 +44,16 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
+def test_a_file_is_never_seen_half_written(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    files.write_text(path, "old")
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda part, target: seen.append(path.read_text()) or replace(part, target))
+    files.write_text(path, "new")
+    assert seen == ["old"] and path.read_text() == "new"
+
+
 def test_a_truncated_file_is_refused_at_every_length(stored):
     content = stored.read_bytes()
     for length in range(0, len(content), 7):

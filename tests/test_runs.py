@@ -103,6 +103,15 @@ def test_a_run_cut_by_time_goes_on_with_the_same_bits(toy, tmp_path):
     assert whole.metrics() == part.metrics()
 
 
+def test_metrics_written_after_the_last_checkpoint_are_forgotten(toy, tmp_path):
+    whole = runs.run(dm, TINY, tmp_path / "whole", real=toy)
+    for _ in range(2):
+        runs.run(dm, TINY, tmp_path / "cut", real=toy, minutes=1e-9)
+    with open(tmp_path / "cut/metrics.csv", "a") as file:
+        file.write("3,9.0,9.0\n4,9.")                            # a kill came between these lines and their checkpoint
+    assert runs.run(dm, TINY, tmp_path / "cut", real=toy).metrics() == whole.metrics()
+
+
 def test_a_slice_of_no_time_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="minutes must be above 0"):
         runs.run(dm, TINY, tmp_path, minutes=0)
