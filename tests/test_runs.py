@@ -117,11 +117,14 @@ def test_a_slice_of_no_time_is_an_error(tmp_path):
         runs.run(dm, TINY, tmp_path, minutes=0)
 
 
+# A step takes at least 10 ms, so that a fast machine does not finish before it is killed.
 VICTIM = """
-import sys
+import sys, time
 from dataclasses import replace
 from ddlib import runs
 from ddlib.methods import dm
+loss = dm.matching_loss
+dm.matching_loss = lambda *pair: time.sleep(0.01) or loss(*pair)
 runs.run(dm, replace(dm.PRESETS["tiny"], steps=300), sys.argv[1], checkpoint_seconds=0.2, every=10**9)
 """
 
