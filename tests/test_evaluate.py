@@ -213,6 +213,7 @@ PUBLISHED = {
     "dim": (5, "epochs", 1000, 64, "sgd", 0.01, 5e-4, "constant", "color_crop", "all"),
     "podd": (8, "steps", 2000, 256, "adam", 1e-3, 0.0, "constant", "flip_rotate", "single"),
     "rat-bptt": (8, "steps", 3000, 256, "adam", 1e-3, 0.0, "constant", "flip_rotate", "single"),
+    "frepo": (5, "steps", 1000, 500, "adam", 3e-4, 0.0, "constant", "color_crop_cutout_flip_scale_rotate", "single"),
     "idc": (3, "epochs", 1000, 64, "sgd", 0.01, 5e-4, "thirds", "color_crop_flip_scale_rotate", "all"),
 }
 
@@ -223,6 +224,19 @@ def test_published_protocols_are_what_the_codes_do(name):
     unit = "steps" if p.steps else "epochs"
     assert PUBLISHED[name] == (p.repeats, unit, p.steps or p.epochs, p.batch_size, p.optimizer, p.lr, p.weight_decay, p.schedule,
                                p.augment, p.augment_mode)
+
+
+def test_averaged_weights_follow_their_recursion(toy, syn):
+    protocol = replace(QUICK, steps=3, average=0.7, loss="mse")
+    now = [evaluate.train_network(syn, toy, replace(protocol, steps=k, schedule="constant", average=0.0), 0, 0).net.head.bias.detach()
+           for k in (1, 2, 3)]
+    averaged = evaluate.train_network(syn, toy, replace(protocol, schedule="constant"), 0, 0).net.head.bias.detach()
+    net_seed = int(torch.randint(2**31, (), generator=evaluate.stream(0, "network", 0)))
+    start = evaluate.models.build("convnet3", shape=toy.shape, num_classes=toy.num_classes, width=4, seed=net_seed).head.bias.detach()
+    expected = start
+    for weights in now:
+        expected = 0.7 * expected + 0.3 * weights
+    assert torch.allclose(averaged, expected, atol=1e-6) and not torch.allclose(averaged, now[-1], atol=1e-6)
 
 
 def test_hard_labels_are_the_most_probable_class(toy, syn, monkeypatch):
