@@ -39,8 +39,8 @@ plots.image_grid(real.train.images[first], real.train.labels[first], real.classe
 # %% [markdown]
 # ## Two ways to choose, one way to invent
 # *Random* draws images blindly. *Herding* trains a network on everything and picks images whose average looks, to that network,
-# like the average of their class. *Distribution matching* (DM) starts from random images and changes their **pixels** until
-# random networks cannot tell the average synthetic image from the average real one.
+# like the average of their class. *Distribution matching* (DM) starts from random images and changes their **pixels** so
+# that, to random networks, the average synthetic image comes closer to the average real one.
 
 # %%
 random_sets = [select.random(real, ipc, runs.stream(seed, "random", k)) for k in range(repeats)]

@@ -143,7 +143,7 @@ widgets.ipc_explorer(pictures, real.classes[: len(shown)], curves, printed, max_
 
 # %% [markdown]
 # Accuracy climbs steeply up to about ten images per class and slowly after that, and the lead of DM over Random shrinks on the
-# way: with more images, blind luck is a good method. Published tables have IPC 1, 10 and 50 only; between them is nothing but the line.
+# way: in our short runs faster than in the papers. Published tables have IPC 1, 10 and 50 only; between them is nothing but the line.
 #
 # With a kernel, the next cell draws a new selection at every move. Look how much two draws at IPC 1 differ.
 
@@ -313,7 +313,8 @@ plots.bars({f"frozen: {batch} images": (100 * frozen.mean, 100 * frozen.std),
 
 # %% [markdown]
 # Both bars would be printed at the same IPC, and nothing was distilled in either: the same number of steps, the same batch size, only
-# that the right one never saw an image twice. So generators are evaluated twice in this book: as published, and on one frozen
+# that the right one drew anew for every batch and saw
+# many more different images than ten. So generators are evaluated twice in this book: as published, and on one frozen
 # sample of IPC images per class, which is the number to put beside a pixel method's.
 #
 # **3. Steps, rates, augmentation.** This table is rendered from `evaluate.PROTOCOLS`, the recipes as this book runs them. An *epoch* is a

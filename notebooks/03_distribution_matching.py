@@ -66,7 +66,7 @@ def loss_by_hand(phi, real_images, syn_images):          # lists with one batch 
 # %% [markdown]
 # Then the steps: a fresh random network, a real batch and one augmentation per class, the gradient of the pixels, and plain
 # gradient descent with momentum. All random choices come from one stream, in the order in which the library draws them, so
-# that the two can be compared bit by bit.
+# that the two can be compared. Five steps are too few for the loss to fall: each has another network and another batch.
 
 # %%
 rng = runs.stream(seed, "dm")
@@ -106,8 +106,8 @@ print("five steps by hand equal five steps of the library:", difference < 1e-3)
 # %% [markdown]
 # ## Try it
 # What does a random network see? Below, the real images of two classes through one random network, projected on their two main
-# directions, with the mean of each class. DM moves a synthetic image until it lies on its class mean, whichever network is
-# drawn. An untrained network already keeps the two classes apart: that is all that DM needs.
+# directions, with the mean of each class. DM pulls the mean of a class's synthetic images towards this
+# point, under a new network each step. Even an untrained network mostly keeps these two classes apart.
 
 # %%
 shown = (1, min(6, real.num_classes - 1))                                 # two classes
@@ -132,8 +132,8 @@ syn = result.syn
 syn.show()
 
 # %% [markdown]
-# The images started as real ones. What is left of them are edges and outlines that *any* random network reacts to, blended
-# with what the class has in common. The next picture slides through the run:
+# The images started as real ones. The picture is clipped: many stored values lie far outside the range of real pixels and show as
+# pure black or white, so what one sees is the silhouette, and the network sees more. The next picture slides through the run:
 
 # %%
 def first_of_each(syn):
