@@ -1,0 +1,329 @@
+"""Differentiable training: the parameters after J steps, with gradients to whatever the mini-batches were made of.
+
+Three exact forms and one that is not, behind one function. `plain` keeps the graph of every step, so memory grows with J.
+`remat` keeps only the parameter vectors of the way and recomputes one step at a time backwards: the same gradient, nearly
+constant memory, about twice the time. `compiled` does the same with a Hessian-vector product written out by hand, which the
+compiler can fuse. `detached` (TESLA; Cui et al., ICML 2023) forgets that a step's starting point depends on earlier
+images: the memory of one step, and another gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from ddlib import models
+from ddlib.train import Batch
+
+Form = Literal["plain", "remat", "compiled", "detached"]
+State = tuple[Tensor, ...]
+
+
+class Rule(Protocol):
+    """An inner optimizer as a function: nothing in place, so that it can be differentiated."""
+
+    def start(self, theta: Tensor) -> State:
+        """Its state before the first step."""
+
+    def step(self, theta: Tensor, gradient: Tensor, state: State, rate: Tensor) -> tuple[Tensor, State]:
+        """The parameters (P,) and the state after one step."""
+
+
+@dataclass(frozen=True)
+class SGD:
+    """theta <- theta - rate v with v <- momentum v + gradient: `torch.optim.SGD`."""
+
+    momentum: float = 0.0
+
+    def start(self, theta: Tensor) -> State:
+        return (torch.zeros_like(theta),) if self.momentum else ()
+
+    def step(self, theta: Tensor, gradient: Tensor, state: State, rate: Tensor) -> tuple[Tensor, State]:
+        if not self.momentum:
+            return theta - rate * gradient, ()
+        velocity = self.momentum * state[0] + gradient
+        return theta - rate * velocity, (velocity,)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """`torch.optim.Adam`; the derivative of the root is taken as 0 where the second moment is exactly 0 (dead parameters)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+
+    def start(self, theta: Tensor) -> State:
+        return torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros((), dtype=theta.dtype, device=theta.device)
+
+    def step(self, theta: Tensor, gradient: Tensor, state: State, rate: Tensor) -> tuple[Tensor, State]:
+        mean, square, count = state
+        (first, second), count = self.betas, count + 1
+        mean = first * mean + (1 - first) * gradient
+        square = second * square + (1 - second) * gradient.square()
+        moved = square > 0
+        root = torch.where(moved, torch.where(moved, square, 1.0).sqrt(), 0.0)          # sqrt'(0) is infinite
+        root = root / (1 - second**count).sqrt()
+        return theta - rate * (mean / (1 - first**count)) / (root + self.adam_eps), (mean, square, count)
+
+
+def loss_gradient(net: models.Classifier, theta: Tensor, images: Tensor, labels: Tensor, create_graph: bool = False) -> Tensor:
+    """Gradient (P,) of the mean cross-entropy at theta (P,); with `create_graph` it can be differentiated again."""
+    return grad(F.cross_entropy(models.functional(net, theta, images), labels), theta, create_graph=create_graph)[0]
+
+
+def unroll(net: models.Classifier, theta: Tensor, sources: Sequence[Tensor], batch: Callable[..., Batch], *, steps: int,
+           rate: Tensor | float, rule: Rule | None = None, form: Form = "remat", state: State | None = None) -> Tensor:
+    """theta_J: the parameters (P,) after `steps` updates from `theta` (P,), differentiable in theta, sources and rate.
+
+    theta_{j+1} = theta_j - rate * gradient of the mean cross-entropy on `batch(j, *sources)` (MTT, eq. 2), or as `rule` says.
+    sources: the tensors that batches are made of: pixels, soft labels, a poster. batch(j, *sources) gives images
+    (B, c, h, w) and labels, (B,) classes or (B, C) probabilities, of step j, and must give the same again when asked again:
+    draw random numbers before. state: of the rule, where a training goes on (a constant; default: a fresh start).
+    form: "plain", "remat" and "compiled" are exact; "detached" is not (see above). "compiled" needs a ConvNet and a C++
+    compiler, falls back to "remat" and says so once where it has none. Batch norm is refused: it would change the network.
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"unknown form {form!r}; choose from {', '.join(get_args(Form))}")
+    if steps < 0:
+        raise ValueError(f"steps must be at least 0, got {steps}")
+    if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        raise ValueError("a network with batch norm cannot be unrolled, because every call changes its statistics: use a convnet")
+    rule = rule or SGD()
+    rate = torch.as_tensor(rate, dtype=theta.dtype, device=theta.device)
+    state = rule.start(theta.detach()) if state is None else state
+    if form == "plain":
+        theta = theta if theta.requires_grad else theta.detach().requires_grad_()       # a gradient is taken at it
+        for j in range(steps):
+            gradient = loss_gradient(net, theta, *batch(j, *sources), create_graph=True)
+            theta, state = rule.step(theta, gradient, state, rate)
+        return theta
+    backwards: Backwards = DoubleBackward(net, detached=form == "detached")
+    if form == "compiled" and (reason := cannot_compile(net, theta.device.type)):
+        say_once(f"the compiled unroll is not available ({reason}); the uncompiled one gives the same gradient, more slowly")
+    elif form == "compiled":
+        backwards = Tangent(net, compiled=True)
+    return _Rematerialised.apply(Job(backwards, batch, steps, rule, state), rate, theta, *sources)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `_Rematerialised` needs besides tensors that it differentiates."""
+
+    backwards: Backwards
+    batch: Callable[..., Batch]
+    steps: int
+    rule: Rule
+    state: State
+
+
+class _Rematerialised(torch.autograd.Function):
+    """Forward: train without a graph and keep the way. Backward: from the last step to the first, one step's graph at a time.
+
+    With adjoint a_{j+1} of theta_{j+1} and g_j the gradient at step j, plain SGD has a_j = a_{j+1} - rate H_j a_{j+1}, and each
+    step adds -rate (d g_j / d source)^T a_{j+1} to its source: one Hessian-vector product per step gives both.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, job: Job, rate: Tensor, theta: Tensor, *sources: Tensor) -> Tensor:
+        state, ctx.path = job.state, []
+        for j in range(job.steps):
+            ctx.path.append((theta, state, None))
+            gradient = job.backwards.first(theta, *job.batch(j, *sources))
+            if job.backwards.keeps_gradients:
+                ctx.path[-1] = (theta, state, gradient)
+            theta, state = job.rule.step(theta, gradient, state, rate)
+        ctx.job = job
+        ctx.save_for_backward(rate, *sources)
+        return theta.clone() if not job.steps else theta
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
+        job, (rate, *sources) = ctx.job, ctx.saved_tensors
+        leaves = [source.detach().requires_grad_(needed)
+                  for source, needed in zip(sources, ctx.needs_input_grad[3:], strict=True)]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        totals, rate_total = [torch.zeros_like(leaf) for leaf in wanted], torch.zeros_like(rate)
+        adjoints: list[Tensor] = [adjoint, *(torch.zeros_like(part) for part in job.state)]
+        for j in reversed(range(job.steps)):
+            theta, state, gradient = ctx.path.pop()
+            with torch.enable_grad():
+                images, labels = job.batch(j, *leaves)
+                second = job.backwards.second(theta, images, labels, gradient)
+                inputs = [part.detach().requires_grad_() for part in (theta, second.gradient, rate, *state)]
+                moved, after = job.rule.step(inputs[0], inputs[1], tuple(inputs[3:]), inputs[2])
+                theta_bar, gradient_bar, rate_bar, *state_bar = vjp([moved, *after], inputs, adjoints)
+            hessian_part, images_bar, labels_bar = second(gradient_bar)
+            adjoints = [theta_bar if hessian_part is None else theta_bar + hessian_part, *state_bar]
+            rate_total += rate_bar
+            for total, part in zip(totals, vjp([images, labels], wanted, [images_bar, labels_bar]), strict=True):
+                total += part
+        given = iter(totals)
+        return None, rate_total, adjoints[0], *(next(given) if leaf.requires_grad else None for leaf in leaves)
+
+
+def vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], adjoints: Sequence[Tensor | None]) -> list[Tensor]:
+    """Sum over outputs of adjoint^T d output / d input, zero for inputs that play no part."""
+    live = [(output, adjoint) for output, adjoint in zip(outputs, adjoints, strict=True) if output.requires_grad and adjoint is not None]
+    if not live or not inputs:
+        return [torch.zeros_like(each) for each in inputs]
+    return list(grad([output for output, _ in live], inputs, [adjoint for _, adjoint in live], allow_unused=True, materialize_grads=True))
+
+
+class Second(Protocol):
+    """One step's gradient, and its second derivatives along a direction (P,): with respect to theta, images and labels."""
+
+    gradient: Tensor
+
+    def __call__(self, direction: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
+
+
+class Backwards(Protocol):
+    """How first and second derivatives of one step's loss are computed."""
+
+    keeps_gradients: bool
+
+    def first(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor: ...
+    def second(self, theta: Tensor, images: Tensor, labels: Tensor, gradient: Tensor | None) -> Second: ...
+
+
+def leaf(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(like.requires_grad)
+
+
+@dataclass(frozen=True)
+class DoubleBackward:
+    """Differentiate the gradient: works for every network. detached: theta counts as a constant in the gradient."""
+
+    net: models.Classifier
+    detached: bool = False
+    keeps_gradients = False
+
+    def first(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return loss_gradient(self.net, theta.detach().requires_grad_(), images.detach(), labels.detach())
+
+    def second(self, theta: Tensor, images: Tensor, labels: Tensor, gradient: Tensor | None) -> _DoubleBackwardSecond:
+        theta, images, labels = theta.detach().requires_grad_(), leaf(images, images), leaf(labels, labels)
+        return _DoubleBackwardSecond(loss_gradient(self.net, theta, images, labels, create_graph=True), theta, images, labels, self.detached)
+
+
+@dataclass(frozen=True)
+class _DoubleBackwardSecond:
+    graph: Tensor
+    theta: Tensor
+    images: Tensor
+    labels: Tensor
+    detached: bool
+
+    @property
+    def gradient(self) -> Tensor:
+        return self.graph.detach()
+
+    def __call__(self, direction: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        theta, images, labels = vjp([self.graph], [self.theta, self.images, self.labels], [direction])
+        return None if self.detached else theta, images, labels
+
+
+def tangent_loss(net: models.ConvNet, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """d/de of the mean cross-entropy at theta + e direction, at e = 0: the network and its tangent, block by block.
+
+    Its ordinary gradient is the Hessian-vector product: with respect to theta H direction, with respect to images
+    the mixed second derivative along direction. No second backward pass is needed, so a compiler can take it whole.
+    """
+    at, along = models.unflatten(net, theta), models.unflatten(net, direction)
+    x, dx = images, None
+    for index, (conv, norm, _, _) in enumerate(net.body):                              # x: (B, width, h / 2^index, w / 2^index)
+        name = f"body.{index}"
+        weight, d_weight = at[f"{name}.0.weight"], along[f"{name}.0.weight"]
+        y = F.conv2d(x, weight, at[f"{name}.0.bias"], padding=conv.padding)
+        dy = F.conv2d(x, d_weight, along[f"{name}.0.bias"], padding=conv.padding)
+        if dx is not None:
+            dy = dy + F.conv2d(dx, weight, padding=conv.padding)
+        # instance norm: n = (y - mean y) / std y, so dn = (dy - mean dy - n mean(n dy)) / std y
+        centred = y - y.mean(dim=(2, 3), keepdim=True)
+        inverse = (centred.square().mean(dim=(2, 3), keepdim=True) + norm.eps).rsqrt()
+        n = centred * inverse
+        dn = (dy - dy.mean(dim=(2, 3), keepdim=True) - n * (n * dy).mean(dim=(2, 3), keepdim=True)) * inverse
+        scale, d_scale = at[f"{name}.1.weight"][:, None, None], along[f"{name}.1.weight"][:, None, None]
+        z = n * scale + at[f"{name}.1.bias"][:, None, None]
+        dz = dn * scale + n * d_scale + along[f"{name}.1.bias"][:, None, None]
+        x, dx = F.avg_pool2d(z.relu(), 2), F.avg_pool2d(dz * (z > 0), 2)
+    x, dx = x.flatten(1), dx.flatten(1)                                                 # (B, F)
+    logits = F.linear(x, at["head.weight"], at["head.bias"])                            # (B, C)
+    d_logits = F.linear(dx, at["head.weight"]) + F.linear(x, along["head.weight"], along["head.bias"])
+    targets = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    mass = targets.sum(dim=1, keepdim=True)                                             # 1 for a probability
+    return ((mass * logits.softmax(dim=1) - targets) * d_logits).sum(dim=1).mean()
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """Differentiate the tangent of the loss, written out for the ConvNet's block; compiled or not."""
+
+    net: models.ConvNet
+    compiled: bool = False
+    keeps_gradients = True
+
+    def first(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            loss = pick(mean_loss, self.compiled)(self.net, theta, images.detach(), labels.detach())
+            return grad(loss, theta)[0]
+
+    def second(self, theta: Tensor, images: Tensor, labels: Tensor, gradient: Tensor | None) -> _TangentSecond:
+        assert gradient is not None
+        return _TangentSecond(gradient, self, theta, images, labels)
+
+
+@dataclass(frozen=True)
+class _TangentSecond:
+    gradient: Tensor
+    tangent: Tangent
+    theta: Tensor
+    images: Tensor
+    labels: Tensor
+
+    def __call__(self, direction: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        with torch.enable_grad():
+            inputs = [self.theta.detach().requires_grad_(), leaf(self.images, self.images), leaf(self.labels, self.labels)]
+            slope = pick(tangent_loss, self.tangent.compiled)(self.tangent.net, inputs[0], direction, *inputs[1:])
+            wanted = [each for each in inputs if each.requires_grad]
+            found = iter(grad(slope, wanted))
+        theta, images, labels = (next(found) if each.requires_grad else None for each in inputs)
+        return theta, images, labels
+
+
+def mean_loss(net: models.ConvNet, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(models.functional(net, theta, images), labels)
+
+
+@functools.cache
+def compile_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=False)
+
+
+def pick(function: Callable[..., Tensor], compiled: bool) -> Callable[..., Tensor]:
+    return compile_once(function) if compiled else function
+
+
+@functools.cache
+def cannot_compile(net: models.Classifier, device: str) -> str:
+    """Why `tangent_loss` cannot be compiled for this network here; empty if it can."""
+    if not isinstance(net, models.ConvNet):
+        return "its tangent is written out for ConvNets only"
+    return ""
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
