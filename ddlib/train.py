@@ -39,21 +39,24 @@ class Batches:
 
 
 def fit(net: nn.Module, batches: Batches | Iterator[Batch], *, steps: int, lr: float | Callable[[int], float] = 0.01,
-        momentum: float = 0.9, weight_decay: float = 5e-4, optimizer: Literal["sgd", "adam"] = "sgd",
+        momentum: float = 0.9, weight_decay: float = 5e-4, optimizer: Literal["sgd", "adam"] | torch.optim.Optimizer = "sgd",
         restart_at: int | None = None, augment: str = "", mode: Literal["single", "all"] = "single",
         rng: torch.Generator | None = None, precision: Precision = "float32", loss: Callable[..., Tensor] = F.cross_entropy,
         observe: Callable[[int, Tensor], None] | None = None) -> Tensor:
     """Train `net` in place for `steps` mini-batches and return the loss of each, (steps,).
 
-    lr: a rate, or the rate as a function of the step counted from 0. restart_at: the step at which the optimizer's
-    momentum is forgotten (the base codes build a new optimizer at their rate drop). augment: a strategy of
-    `ddlib.augment`, drawn from `rng`. observe(step, logits) is called after each update with that batch's logits.
-    Raises FloatingPointError when the loss stops being finite.
+    lr: a rate, or the rate as a function of the step counted from 0. optimizer: "sgd" or "adam" with `momentum` and
+    `weight_decay`, or an optimizer of the network's parameters that goes on from an earlier call with its own.
+    restart_at: the step at which the optimizer's momentum is forgotten (the base codes build a new optimizer at their
+    rate drop). augment: a strategy of `ddlib.augment`, drawn from `rng`. observe(step, logits) is called after each
+    update with that batch's logits. Raises FloatingPointError when the loss stops being finite.
     """
     if augment not in ("", "none") and rng is None:
         raise ValueError("augmentation draws random numbers: pass rng=torch.Generator()")
     updater: torch.optim.Optimizer
-    if optimizer == "sgd":
+    if isinstance(optimizer, torch.optim.Optimizer):
+        updater = optimizer
+    elif optimizer == "sgd":
         updater = torch.optim.SGD(net.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
     else:
         updater = torch.optim.Adam(net.parameters(), lr=0.0, weight_decay=weight_decay)

@@ -1,0 +1,485 @@
+"""Expert trajectories (MTT; Cazenavette et al., CVPR 2022): networks trained on real images, their weights kept after every epoch.
+
+A buffer is a folder with one file per expert: theta (I + 1, P) float32, the initial weights and one row per epoch. Every
+random choice of an expert comes from streams of (seed, expert, epoch), so experts can be trained in any order, by several
+processes at once, interrupted and resumed, and a buffer can grow. Reading maps the files into memory, so it may be larger
+than memory: 4 P (I + 1) bytes per expert are 65 MB for the ConvNet3 of width 128 and 50 epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddlib import augment, data, files, methods, models, runs
+from ddlib import train as training
+from ddlib.data import ImageSet
+
+Loss = Literal["cross_entropy", "bce"]
+SAVE_SECONDS = 20.0                                              # between two savings of an expert in training
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """What decides the bits of a buffer. The defaults are those of the MTT code; DDPP and ESP take them over."""
+
+    dataset: str = "cifar10"
+    network: str = "convnet3"
+    width: int = 128
+    num_experts: int = 100              # a buffer can grow: the first experts stay what they are
+    epochs: int = 50                    # I, one snapshot after each
+    lr: float = 0.01
+    batch_size: int = 256
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    augment: str = augment.DSA
+    loss: Loss = "cross_entropy"        # "bce": one sigmoid per class, mean over images and classes (ESP, eq. 4)
+    preprocess: str = "standardize"     # how networks see the images: a kind of ddlib.data.Preprocess
+    precision: training.Precision = "float32"    # of the arithmetic; snapshots are float32 always
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.num_experts, self.epochs, self.batch_size, self.width) < 1:
+            raise ValueError("num_experts, epochs, batch_size and width must be at least 1, "
+                             f"got {self.num_experts}, {self.epochs}, {self.batch_size}, {self.width}")
+        if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
+            raise ValueError("lr must be above 0, momentum in [0, 1) and weight_decay at least 0, "
+                             f"got {self.lr}, {self.momentum}, {self.weight_decay}")
+        for name, choices in (("network", tuple(models.NETWORKS)), ("preprocess", data.KINDS), ("loss", get_args(Loss)),
+                              ("precision", get_args(training.Precision))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        augment.parse(self.augment)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffered:
+    """The settings that methods with experts share; equal settings share one buffer on disk."""
+
+    dataset: str = "cifar10"
+    network: str = "convnet3"
+    width: int = 128
+    preprocess: str = "zca_a"
+    num_experts: int = 100
+    buffer_epochs: int = 50
+    buffer_lr: float = 0.01
+    buffer_batch: int = 256
+    buffer_precision: training.Precision = "float32"
+    buffer_seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.experts()
+
+    def experts(self) -> ExpertConfig:
+        """The experts that these settings ask for; ValueError where there can be none."""
+        return ExpertConfig(dataset=self.dataset, network=self.network, width=self.width, preprocess=self.preprocess,
+                            num_experts=self.num_experts, epochs=self.buffer_epochs, lr=self.buffer_lr,
+                            batch_size=self.buffer_batch, precision=self.buffer_precision, seed=self.buffer_seed)
+
+
+# ------------------------------------------------------------------------------------------------------- a buffer on disk
+
+class Segment(NamedTuple):
+    """A stretch of an expert's way: theta (length + 1, P), of which row 0 is its snapshot after epoch `first`."""
+
+    expert: int
+    first: int
+    theta: Tensor
+
+
+class Ends(NamedTuple):
+    """The two ends of a segment, (P,) each."""
+
+    start: Tensor
+    target: Tensor
+    expert: int
+    first: int
+
+
+class ExpertBuffer:
+    """Experts on disk: num_experts of num_epochs (I) and num_params (P). What is read is a float32 copy on `device`."""
+
+    def __init__(self, folder: Path, claim: dict[str, Any], paths: Sequence[Path], device: torch.device | str = "cpu"):
+        self.folder, self.claim, self.paths, self.device = folder, claim, list(paths), torch.device(device)
+        self.num_experts, self.num_epochs, self.num_params = len(self.paths), claim["epochs"], claim["num_params"]
+
+    def rows(self, expert: int, first: int, last: int, step: int = 1) -> Tensor:
+        """Every `step`-th snapshot from `first` to `last`; nothing else of the file is read, but for its checksum once."""
+        if not (0 <= expert < self.num_experts and 0 <= first <= last <= self.num_epochs):
+            raise ValueError(f"snapshots {first} to {last} of expert {expert} asked; there are experts 0 to {self.num_experts - 1} "
+                             f"with snapshots 0 to {self.num_epochs}")
+        check(self.paths[expert], self.claim)
+        with safe_open(self.paths[expert], framework="pt") as file:
+            theta = file.get_slice("theta")
+            return torch.stack([theta[row] for row in range(first, last + 1, step)]).to(self.device)
+
+    def snapshots(self, expert: int, first: int, last: int) -> Tensor:
+        """theta (last - first + 1, P), a copy; snapshot 0 holds the initial weights, i those after epoch i."""
+        return self.rows(expert, first, last)
+
+    def draw_segment(self, length: int, max_start: int, rng: torch.Generator) -> Segment:
+        """A random expert from a random epoch of {0, ..., max_start - 1} on, over `length` epochs."""
+        expert, first = self._draw(length, max_start, rng)
+        return Segment(expert, first, self.rows(expert, first, first + length))
+
+    def draw_ends(self, length: int, max_start: int, rng: torch.Generator) -> Ends:
+        """The two ends of what `draw_segment` would draw."""
+        expert, first = self._draw(length, max_start, rng)
+        start, target = self.rows(expert, first, first + length, step=length)          # (P,) each
+        return Ends(start, target, expert, first)
+
+    def _draw(self, length: int, max_start: int, rng: torch.Generator) -> tuple[int, int]:
+        if length < 1 or max_start < 1:
+            raise ValueError(f"a segment needs at least one epoch and one start, got length {length} and max_start {max_start}")
+        if max_start - 1 + length > self.num_epochs:
+            raise ValueError(f"segments of {length} epochs from starts below {max_start} need experts of {max_start - 1 + length} epochs, "
+                             f"these have {self.num_epochs}: shorten them, start earlier or train longer")
+        expert = int(torch.randint(self.num_experts, (), generator=rng))
+        return expert, int(torch.randint(max_start, (), generator=rng))
+
+
+def open_buffer(folder: Path | str, device: torch.device | str = "cpu") -> ExpertBuffer:
+    """The finished experts in `folder`. A damaged file raises ValueError, here or when its checksum is first looked at."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no experts: train them with `python -m ddlib.experts --out {folder}`")
+    claim, paths = runs.read_json(folder / "config.json"), sorted(folder.glob("expert-*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no finished expert yet: let `python -m ddlib.experts --out {folder}` finish one")
+    for path in paths:
+        check(path, claim, checksum=False)
+    return ExpertBuffer(folder, claim, paths, device)
+
+
+_intact: set[tuple[Path, int, int]] = set()                      # files whose checksum this process has seen to be right
+
+
+def check(path: Path, claim: dict[str, Any], checksum: bool = True) -> None:
+    """ValueError, in one sentence, unless `path` holds this buffer's expert; its checksum is computed once per process."""
+    status = path.stat()
+    key = (path.resolve(), status.st_size, status.st_mtime_ns)
+    if key in _intact:
+        return
+    advice = "delete it and train again, which replaces it alone"
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads((file.metadata() or {})["ddlib"])
+            header, theta = stored["header"], file.get_slice("theta")
+            shape, kind = tuple(theta.get_shape()), theta.get_dtype()
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no expert of ours ({error}): {advice}") from None
+    wanted = (claim["epochs"] + 1, claim["num_params"])
+    if header.get("kind") != "expert" or header.get("claim") != claim or shape != wanted or kind != "F32":
+        raise ValueError(f"{path} belongs to another buffer: {advice}")
+    if not checksum:
+        return
+    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + f"theta torch.float32 {shape} ".encode())
+    with open(path, "rb") as raw:                                # read, not mapped: mapped pages would count as our memory
+        raw.seek(8 + int.from_bytes(raw.read(8), "little"))      # theta is the only tensor, behind length and header
+        while chunk := raw.read(2**20):
+            sha.update(chunk)
+    if sha.hexdigest() != stored["sha256"]:
+        raise ValueError(f"{path} is damaged (its checksum differs): {advice}")
+    _intact.add(key)
+
+
+# --------------------------------------------------------------------------------------------------------------- training
+
+def train(real: ImageSet, config: ExpertConfig, folder: Path | str | None = None, *, minutes: float = math.inf,
+          together: int = 1) -> ExpertBuffer:
+    """Train the experts that `folder` lacks, resume those that were interrupted, replace damaged ones, and open the buffer.
+
+    folder: where the buffer is or goes; by default a folder under `runs.folder("experts")` that config and data decide.
+    minutes: TimeoutError after the first epoch that ends later than that; nothing is lost. together: experts that are
+    trained side by side, for devices that one alone leaves idle (a GPU; it slows a CPU down); their weights differ by
+    rounding. Several processes may train one buffer: each takes the experts that no other is at.
+    """
+    if not minutes > 0 or together < 1:
+        raise ValueError(f"minutes must be above 0 and together at least 1, got {minutes} and {together}")
+    if real.preprocess.kind != config.preprocess:
+        raise ValueError(f"the images come preprocessed by {real.preprocess.kind!r} and the experts are to see {config.preprocess!r}: "
+                         f"load them with preprocess={config.preprocess!r} or change the config")
+    return Job(real, config, folder, minutes, together).run()
+
+
+class Job:
+    """One call of `train`."""
+
+    def __init__(self, real: ImageSet, config: ExpertConfig, folder: Path | str | None, minutes: float, together: int):
+        self.real, self.config, self.together = real, config, together
+        self.deadline, self.device = time.monotonic() + 60 * minutes, real.train.images.device
+        self.net = self.build(0)
+        self.num_params, self.steps = models.num_params(self.net), -(-len(real.train) // config.batch_size)    # steps in an epoch
+        if together > 1 and (list(self.net.buffers()) or any(isinstance(part, nn.Dropout) for part in self.net.modules())):
+            raise ValueError(f"{config.network} has batch norm or dropout and cannot be trained side by side: use together=1")
+        settings = dataclasses.asdict(config)
+        del settings["num_experts"]                              # no expert depends on how many there are
+        self.claim = json.loads(json.dumps({**settings, "num_params": self.num_params, "data": real.fingerprint,
+                                            "zca_eps": real.preprocess.zca_eps}))
+        name = hashlib.sha256(json.dumps(self.claim, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = Path(folder or runs.folder("experts", f"{config.dataset}-{config.network}-w{config.width}-{name}"))
+
+    def path(self, expert: int, kind: str = "safetensors") -> Path:
+        return self.folder / f"expert-{expert:05d}.{kind}"
+
+    def run(self) -> ExpertBuffer:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with acquire(self.folder / ".lock", wait=True):          # two processes may claim the folder at once
+            runs.check_claim(self.folder, self.claim)
+            files.write_text(self.folder / "config.json", json.dumps(self.claim, indent=1))
+        missing = [expert for expert in range(self.config.num_experts) if not self.finished(expert)]
+        if missing:
+            self.announce(missing)
+            left = sum(self.config.epochs + 1 - len(self.resumed(expert).thetas) for expert in missing)
+            for _ in runs.progress(self.work(missing), left, self.config.epochs, "epochs of experts"):
+                pass
+        return ExpertBuffer(self.folder, self.claim, [self.path(expert) for expert in range(self.config.num_experts)], self.device)
+
+    def announce(self, missing: list[int]) -> None:
+        """Say what is ahead: experts, disk, and minutes as a few steps of a network that is then forgotten tell."""
+        size = 4 * self.num_params * (self.config.epochs + 1) * len(missing)
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise ValueError(f"{len(missing)} experts need {size / 1e9:.2f} GB and {self.folder} has {free / 1e9:.2f} GB free: "
+                             "make room, choose another folder, or train fewer")
+        count = min(self.together, len(missing))
+        trial = Team(self, [self.resumed(-1 - index) for index in range(count)])
+        trial.fit(steps=2)                                       # the first steps of a network are slow
+        started = time.perf_counter()
+        trial.fit(steps=3)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        minutes = (time.perf_counter() - started) / 3 / count * self.steps * self.config.epochs * len(missing) / 60
+        print(f"experts: {len(missing)} of {self.config.num_experts} to train, {self.config.epochs} epochs of {self.steps} steps each, "
+              f"{size / 1e6:.1f} MB in {self.folder}, about {minutes:.1f} minutes on {runs.device_name(self.device)}", flush=True)
+
+    def finished(self, expert: int) -> bool:
+        """Whether the expert is there and whole."""
+        try:
+            check(self.path(expert), self.claim)
+        except FileNotFoundError:
+            return False
+        except ValueError as error:
+            print(f"experts: {error}", flush=True)
+            return False
+        return True
+
+    def work(self, missing: list[int]) -> Iterator[None]:
+        """Train what is missing, `together` at a time; yields after every epoch of an expert."""
+        while missing:
+            group: list[Expert] = []
+            for number in list(missing):
+                if len(group) < self.together and (lock := acquire(self.path(number, "lock"))):
+                    if self.finished(number):                    # another process was faster
+                        missing.remove(number)
+                        self.path(number, "lock").unlink(missing_ok=True)
+                        continue
+                    expert = self.resumed(number, lock)
+                    if not group or len(expert.thetas) == len(group[0].thetas):
+                        group.append(expert)
+                    del expert, lock                             # who does not join is free again
+            if group:
+                yield from self.train_group(group)
+                missing = [number for number in missing if number not in {expert.number for expert in group}]
+            elif missing:                                        # only experts that other processes are at
+                self.stop_in_time()
+                time.sleep(0.2)
+
+    def train_group(self, group: list[Expert]) -> Iterator[None]:
+        """Train experts of equally many epochs to the end, saving on the way."""
+        team, saved = Team(self, group), time.monotonic()
+        try:
+            while team.epoch < self.config.epochs:
+                team.train_epoch()
+                for _ in group:
+                    yield
+                if time.monotonic() - saved > SAVE_SECONDS and team.epoch < self.config.epochs:
+                    team.save()
+                    saved = time.monotonic()
+                if team.epoch < self.config.epochs:
+                    self.stop_in_time()
+        except BaseException:
+            team.save()
+            raise
+        for expert in group:
+            header = {"claim": self.claim, "expert": expert.number, "made_by": runs.made_by(self.real)}
+            files.write_tensors(self.path(expert.number), "expert", header, {"theta": torch.stack(expert.thetas)})
+            for kind in ("partial", "lock"):                     # whoever waits for the lock looks for the expert first
+                self.path(expert.number, kind).unlink(missing_ok=True)
+
+    def stop_in_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            done = sum(self.path(expert).is_file() for expert in range(self.config.num_experts))
+            raise TimeoutError(f"{done} of {self.config.num_experts} experts are trained and the time is up")
+
+    def build(self, expert: int) -> models.Classifier:
+        seed = int(torch.randint(2**31, (), generator=runs.stream(self.config.seed, "expert", expert)))
+        width = self.config.width if models.NETWORKS[self.config.network].width else None
+        return models.build(self.config.network, shape=self.real.shape, num_classes=self.real.num_classes, width=width, seed=seed)
+
+    def resumed(self, number: int, lock: IO[str] | None = None) -> Expert:
+        """The expert as it was saved last, or at its start."""
+        path = self.path(number, "partial")
+        try:
+            header, tensors = files.read_tensors(path, "partial")
+            if header["claim"] == self.claim and header["expert"] == number:
+                return Expert(number, list(tensors["theta"]), tensors.get("momentum"), lock)
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            print(f"experts: {error}; it starts anew", flush=True)
+        return Expert(number, [models.flatten(self.build(number))], None, lock)
+
+    def batches(self, expert: int, epoch: int) -> Iterator[training.Batch]:
+        """The augmented mini-batches of one epoch, the same whoever trains the expert and beside which others."""
+        order, noise = (runs.stream(self.config.seed, "expert", expert, epoch, use) for use in ("order", "augment"))
+        strategy, split = augment.strategy_for(self.real, self.config.augment), self.real.train
+        for images, labels in training.Batches(split.images, split.labels, self.config.batch_size, order, self.real.preprocess):
+            yield augment.augment(images, strategy, noise), labels
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B, C) and (B,). For a stack, (n, B, C) and (n, B), the sum over the experts: each gets the gradient of its own mean."""
+        count = len(logits) if logits.dim() == 3 else 1
+        logits, labels = logits.flatten(0, -2), labels.flatten()
+        if self.config.loss == "bce":
+            return count * F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, self.real.num_classes).to(logits.dtype))
+        return count * F.cross_entropy(logits, labels)
+
+
+@dataclass
+class Expert:
+    """An expert in training: its snapshots so far, (P,) each, and the optimizer's momentum, (P,), if it has any."""
+
+    number: int
+    thetas: list[Tensor]
+    momentum: Tensor | None = None
+    lock: IO[str] | None = None                                  # held as long as this object lives
+
+
+class Stack(nn.Module):
+    """n networks of one shape side by side: (n, B, c, h, w) -> (n, B, C). Its parameters are theirs, stacked."""
+
+    def __init__(self, net: nn.Module, count: int):
+        super().__init__()
+        self.forward_one = lambda weights, images: torch.func.functional_call(net, weights, (images,))
+        self.names = [name for name, _ in net.named_parameters()]
+        self.weights = nn.ParameterList(weight.detach().repeat(count, *[1] * weight.dim()) for weight in net.parameters())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.func.vmap(self.forward_one)(dict(zip(self.names, self.weights, strict=True)), images)
+
+
+class Team:
+    """Experts in training together: the network, or a stack of several, and its optimizer, at the epoch of their last snapshot."""
+
+    def __init__(self, job: Job, group: list[Expert]):
+        self.job, self.group, self.epoch = job, group, len(group[0].thetas) - 1
+        net = job.build(0).to(job.device)
+        self.net: nn.Module = net if len(group) == 1 else Stack(net, len(group))
+        self.weights, config = list(self.net.parameters()), job.config
+        self.optimizer = torch.optim.SGD(self.weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        with torch.no_grad():
+            for weight, piece in zip(self.weights, self.pieces([expert.thetas[-1] for expert in group]), strict=True):
+                weight.copy_(piece)
+        if config.momentum and self.epoch:
+            momenta = [expert.momentum for expert in group if expert.momentum is not None]
+            for weight, piece in zip(self.weights, self.pieces(momenta), strict=True):
+                self.optimizer.state[weight]["momentum_buffer"] = piece.to(job.device)
+
+    def pieces(self, vectors: list[Tensor]) -> list[Tensor]:
+        """(P,) of every expert -> copies in the shapes of the weights; `flat` undoes it."""
+        sizes = [weight.numel() // len(self.group) for weight in self.weights]
+        columns = torch.stack(vectors).split(sizes, dim=1)                             # (n, size) each
+        return [column.reshape(weight.shape).clone() for weight, column in zip(self.weights, columns, strict=True)]
+
+    def flat(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """(P,) of every expert on the CPU. Copies: a snapshot without one would be the live weights on a CPU."""
+        flat = torch.cat([tensor.detach().reshape(len(self.group), -1) for tensor in tensors], dim=1).cpu()      # (n, P)
+        return [row.clone() for row in flat]
+
+    def fit(self, steps: int) -> None:
+        streams = [self.job.batches(expert.number, self.epoch) for expert in self.group]
+        turns = (tuple(map(torch.stack, zip(*turn, strict=True))) for turn in zip(*streams, strict=True))
+        batches: Any = streams[0] if len(streams) == 1 else turns
+        with torch.random.fork_rng([self.job.device] if self.job.device.type == "cuda" else []):    # dropout reads the global stream
+            torch.manual_seed(runs.stream(self.job.config.seed, "expert", self.group[0].number, self.epoch).initial_seed())
+            training.fit(self.net, batches, steps=steps, lr=self.job.config.lr, optimizer=self.optimizer,
+                         precision=self.job.config.precision, loss=self.job.loss)
+
+    def train_epoch(self) -> None:
+        self.fit(self.job.steps)
+        thetas = self.flat(self.weights)
+        if not all(torch.isfinite(theta).all() for theta in thetas):
+            raise FloatingPointError(f"an expert's weights stopped being finite in epoch {self.epoch + 1}: lower the learning rate")
+        for expert, theta in zip(self.group, thetas, strict=True):
+            expert.thetas.append(theta)
+        if self.job.config.momentum:
+            momenta = self.flat([self.optimizer.state[weight]["momentum_buffer"] for weight in self.weights])
+            for expert, momentum in zip(self.group, momenta, strict=True):
+                expert.momentum = momentum
+        self.epoch += 1
+
+    def save(self) -> None:
+        for expert in self.group:
+            tensors = {"theta": torch.stack(expert.thetas)} | ({} if expert.momentum is None else {"momentum": expert.momentum})
+            header = {"claim": self.job.claim, "expert": expert.number}
+            files.write_tensors(self.job.path(expert.number, "partial"), "partial", header, tensors)
+
+
+def acquire(path: Path, wait: bool = False) -> Any:
+    """The lock file, locked until it is closed or the process ends; None when another process holds it."""
+    file = open(path, "w")    # noqa: SIM115 - whoever asked closes it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def main() -> int:
+    """The command line: `python -m ddlib.experts --dataset fashion_mini --width 16 --num-experts 4 --epochs 8 --out DIR`."""
+    parser = argparse.ArgumentParser(prog="python -m ddlib.experts",
+                                     description="Train experts. Called again with the same settings, it goes on where it stopped.")
+    parser.add_argument("--out", help="folder of the buffer (default: runs/experts/, by settings and data)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after about this many minutes")
+    parser.add_argument("--together", type=int, default=1, help="experts side by side, for a GPU (default 1)")
+    parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
+    settings = parser.add_argument_group("settings, by default those of the MTT code")
+    for field in dataclasses.fields(ExpertConfig):
+        settings.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE", type=type(field.default), default=field.default)
+    arguments = vars(parser.parse_args())
+    out, minutes, together, root = (arguments.pop(name) for name in ("out", "minutes", "together", "data"))
+
+    def work() -> None:
+        config = ExpertConfig(**arguments)
+        real = data.load(config.dataset, root, preprocess=config.preprocess).to(runs.pick_device())
+        started = time.monotonic()
+        try:
+            buffer = train(real, config, out, minutes=minutes, together=together)
+        except TimeoutError as error:
+            print(f"stopped: {error}; the same command goes on from here")
+            return
+        print(f"{buffer.num_experts} experts of {buffer.num_epochs} epochs and {buffer.num_params:,} parameters in {buffer.folder} "
+              f"({(time.monotonic() - started) / 60:.1f} minutes)")
+
+    return methods.answered(work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
