@@ -1,13 +1,15 @@
 """Distilled sets: what a method makes, stored so that it can be used alone.
 
-Every kind (pixels here; posters, codes and generators later) answers the same questions, so evaluation, tables and
+Every kind (pixels, codes with decoders; posters and generators later) answers the same questions, so evaluation, tables and
 pictures do not care which one they hold.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -213,3 +215,157 @@ class PixelSet(DistilledSet):
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> PixelSet:
         return cls(tensors["images"], tensors["labels"], alpha=tensors.get("alpha"), **facts)
+
+
+def code_channels(shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Channels of a decoder from its code to images (c, h, w): 2-6-1 for one channel, 12-8-4-c for more.
+
+    Every step doubles the side. A code is an eighth of a grey image and a sixteenth of a colour image.
+    """
+    return (2, 6, 1) if shape[0] == 1 else (12, 8, 4, shape[0])
+
+
+def code_shape(shape: tuple[int, int, int], channels: tuple[int, ...] | None = None) -> tuple[int, int, int]:
+    """Code (k, s, t) for images (c, h, w): sides divided by two for every stage, rounded up. 1x28x28 has codes of 2x7x7."""
+    channels = channels or code_channels(shape)
+    scale = 2 ** (len(channels) - 1)
+    return channels[0], -(-shape[1] // scale), -(-shape[2] // scale)
+
+
+def decoder_size(channels: tuple[int, ...]) -> int:
+    """Scalars of one decoder: 4x4 kernels and biases of every stage. 12-8-4-3 has 2255, 2-6-1 has 295."""
+    return sum(16 * inputs * outputs + outputs for inputs, outputs in pairwise(channels))
+
+
+def fit_budget(ipc: int, shape: tuple[int, int, int], num_classes: int, num_decoders: int,
+               channels: tuple[int, ...] | None = None) -> int:
+    """The most codes per class that, with `num_decoders` decoders, need no more scalars than `ipc` images per class.
+
+    ValueError, naming how many decoders would do, if not one code is left.
+    """
+    channels = channels or code_channels(shape)
+    code, decoder = math.prod(code_shape(shape, channels)), decoder_size(channels)
+    allowed = ipc * num_classes * math.prod(shape)
+    num_codes = (allowed - num_decoders * decoder) // (num_classes * code)
+    if num_codes < 1 or num_decoders < 1:
+        most = (allowed - num_classes * code) // decoder if decoder else 1
+        advice = f"choose from 1 to {most}" if most > 0 else "choose a larger ipc"
+        raise ValueError(f"{num_decoders} decoders of {decoder} scalars do not go with at least one code of {code} for each of "
+                         f"{num_classes} classes into {allowed:,} scalars: {advice}")
+    return num_codes
+
+
+class FactoredSet(DistilledSet):
+    """Codes and small decoders, every code with every decoder: n_z n_d images of a class for n_z |z| + n_d |psi| / C scalars.
+
+    codes: (C, n_z, k, s, t), n_z of each class. decoders: {"weight0": (n_d, k, k', 4, 4), "bias0": (n_d, k'), "weight1":
+    ...}, one pair for every stage, shared by all classes. A stage is a transposed convolution that doubles the sides, with
+    ReLU between stages and none after the last; what exceeds (h, w) is cut off evenly. No stages at all is one decoder that
+    does nothing: codes are images. ipc: the budget in images per class, a whole number; ValueError if the set needs more.
+
+    Images come class by class, code by code, decoder by decoder (KFS; sizes and layers are ours, no code is public).
+    """
+
+    kind = "factored"
+
+    def __init__(self, codes: Tensor, decoders: dict[str, Tensor], *, ipc: int, shape: tuple[int, int, int],
+                 classes: tuple[str, ...], preprocess: Preprocess, meta: dict[str, Any] | None = None):
+        if codes.ndim != 5 or len(codes) != len(classes) or codes.shape[1] == 0:
+            raise ValueError(f"codes must be ({len(classes)}, n_z, k, s, t) with n_z >= 1, got {tuple(codes.shape)}")
+        self.codes, self.decoders, self.nominal, self.shape = codes, dict(decoders), int(ipc), shape
+        self.classes, self.preprocess = tuple(classes), preprocess
+        self.num_stages = len(decoders) // 2
+        self.num_codes = codes.shape[1]
+        self.num_decoders = len(decoders["weight0"]) if decoders else 1
+        height, width = (side * 2**self.num_stages for side in codes.shape[3:])
+        channels = decoders[f"bias{self.num_stages - 1}"].shape[1] if decoders else codes.shape[2]
+        if channels != shape[0] or height < shape[1] or width < shape[2]:
+            raise ValueError(f"these codes and decoders make {channels}x{height}x{width} images, not {shape[0]}x{shape[1]}x{shape[2]}")
+        allowed = self.nominal * self.num_classes * math.prod(shape)
+        if self.budget > allowed:
+            spent = sum(tensor.numel() for tensor in decoders.values())
+            fits = max((allowed - spent) // codes[:, 0].numel(), 0)
+            raise ValueError(f"{self.num_codes} codes per class and {self.num_decoders} decoders are {self.budget:,} scalars, above the "
+                             f"{allowed:,} of ipc {self.nominal}: {fits} codes per class would fit")
+        self.meta = {**(meta or {}), "num_codes": self.num_codes, "num_decoders": self.num_decoders}
+
+    @classmethod
+    def from_noise(cls, real: ImageSet, ipc: int, num_decoders: int, rng: torch.Generator, num_codes: int = 0, **meta: Any) -> FactoredSet:
+        """Gaussian codes, as many as fit if `num_codes` is 0, and decoders whose images have standard deviation 1."""
+        num_codes = num_codes or fit_budget(ipc, real.shape, real.num_classes, num_decoders)
+        codes = torch.randn(real.num_classes, num_codes, *code_shape(real.shape), generator=rng)
+        decoders = {}
+        for stage, (inputs, outputs) in enumerate(pairwise(code_channels(real.shape))):
+            # an output pixel sees 4 of the 16 taps of every input channel, and ReLU halves the second moment
+            gain = math.sqrt((1 if stage == 0 else 2) / (4 * inputs))
+            decoders[f"weight{stage}"] = gain * torch.randn(num_decoders, inputs, outputs, 4, 4, generator=rng)
+            decoders[f"bias{stage}"] = torch.zeros(num_decoders, outputs)
+        syn = cls(codes, decoders, ipc=ipc, shape=real.shape, classes=real.classes, preprocess=real.preprocess,
+                  meta={"dataset": real.name, "seed": rng.initial_seed(), **meta})
+        few = syn.decode(torch.arange(num_decoders * min(num_codes, 64))).unflatten(0, (-1, num_decoders))
+        decoders[f"weight{syn.num_stages - 1}"] /= few.std(dim=(0, 2, 3, 4)).view(-1, 1, 1, 1, 1)    # so few weights leave luck
+        device = real.train.images.device
+        syn.codes, syn.decoders = codes.to(device), {name: tensor.to(device) for name, tensor in decoders.items()}
+        return syn
+
+    @property
+    def budget(self) -> int:
+        """Scalars of all codes and decoders."""
+        return self.codes.numel() + sum(tensor.numel() for tensor in self.decoders.values())
+
+    @property
+    def ipc(self) -> float:
+        """The budget that the set was made for, in images per class; the set itself needs up to that much."""
+        return self.nominal
+
+    @property
+    def per_class(self) -> int:
+        """Images of each class, n_z n_d."""
+        return self.num_codes * self.num_decoders
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """The images (B, c, h, w) at `indices` (B,) of `all`; differentiable to any order in codes and decoders."""
+        indices = indices.to(self.codes.device)
+        decoder = indices % self.num_decoders
+        order = decoder.argsort(stable=True)                                            # (B,), decoder by decoder
+        x = self.codes.flatten(0, 1).index_select(0, (indices // self.num_decoders)[order])      # (B, k, s, t)
+        parts = []
+        for number, part in enumerate(x.split(decoder.bincount(minlength=self.num_decoders).tolist())):
+            for stage in range(self.num_stages):
+                part = part.relu() if stage else part
+                weight, bias = self.decoders[f"weight{stage}"][number], self.decoders[f"bias{stage}"][number]
+                part = F.conv_transpose2d(part, weight, bias, stride=2, padding=1)      # (b, k', 2 s, 2 t)
+            parts.append(part)
+        images = torch.cat(parts).index_select(0, order.argsort())
+        top, left = ((made - wanted) // 2 for made, wanted in zip(images.shape[2:], self.shape[1:], strict=True))
+        return images[:, :, top:top + self.shape[1], left:left + self.shape[2]]
+
+    def labels_of(self, indices: Tensor) -> Tensor:
+        """One-hot labels (B, C) of the images at `indices`."""
+        return F.one_hot((indices // self.per_class).to(self.codes.device), self.num_classes).to(self.codes.dtype)
+
+    def draw(self, num: int, rng: torch.Generator) -> Batch:
+        """`num` images: without replacement while they last, otherwise every image equally often up to one. Decodes only these."""
+        held = self.num_classes * self.per_class
+        indices = torch.cat([torch.randperm(held, generator=rng) for _ in range(-(-num // held))])[:num]
+        return self.decode(indices), self.labels_of(indices)
+
+    def all(self, rng: torch.Generator | None = None) -> Batch:
+        indices = torch.arange(self.num_classes * self.per_class)
+        return self.decode(indices), self.labels_of(indices)                               # (C n_z n_d, c, h, w), (C n_z n_d, C)
+
+    def param_groups(self, code_lr: float, decoder_lr: float) -> list[dict[str, Any]]:
+        """What an optimizer should update: codes, and decoders if there is anything in them."""
+        groups: list[dict[str, Any]] = [{"params": [self.codes.requires_grad_()], "lr": code_lr}]
+        if self.decoders:
+            groups.append({"params": [tensor.requires_grad_() for tensor in self.decoders.values()], "lr": decoder_lr})
+        return groups
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"codes": self.codes, "facts": torch.tensor([self.nominal, *self.shape])} | self.decoders
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> FactoredSet:
+        ipc, channels, height, width = tensors["facts"].tolist()
+        decoders = {name: tensor for name, tensor in tensors.items() if name not in ("codes", "facts")}
+        return cls(tensors["codes"], decoders, ipc=ipc, shape=(channels, height, width), **facts)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ddlib import data, distilled, evaluate, files
-from ddlib.distilled import DistilledSet, PixelSet
+from ddlib.distilled import DistilledSet, FactoredSet, PixelSet
 
 matplotlib.use("Agg")
 
@@ -170,3 +170,125 @@ def test_state_is_restored_in_place(syn, tmp_path):
     syn.load_state_dict(state)
     assert syn.images is images and torch.equal(images, state["images"])
     assert json.dumps(syn.meta)
+
+
+def factored(toy, num_decoders=3, ipc=2, dtype=torch.float64, num_codes=0):
+    syn = FactoredSet.from_noise(toy, ipc, num_decoders, rng(1), num_codes, method="KFS")
+    decoders = {name: tensor.to(dtype) for name, tensor in syn.decoders.items()}
+    return FactoredSet(syn.codes.to(dtype), decoders, ipc=ipc, shape=syn.shape, classes=syn.classes, preprocess=syn.preprocess)
+
+
+@pytest.mark.parametrize(("shape", "code", "scalars", "size"), [
+    ((1, 28, 28), (2, 7, 7), 98, 295), ((3, 32, 32), (12, 4, 4), 192, 2255), ((3, 64, 64), (12, 8, 8), 768, 2255),
+    ((1, 16, 16), (2, 4, 4), 32, 295), ((1, 112, 112), (2, 28, 28), 1568, 295), ((3, 28, 28), (12, 4, 4), 192, 2255)])
+def test_codes_and_decoders_have_their_stated_sizes(toy, shape, code, scalars, size):
+    assert distilled.code_shape(shape) == code
+    blank = data.Split(torch.zeros(4, *shape, dtype=torch.uint8), torch.arange(4))
+    real = data.ImageSet(name="blank", classes=toy.classes, train=blank, validation=blank, test=blank, preprocess=data.Preprocess.none(),
+                         has_orientation=True)
+    syn = FactoredSet.from_noise(real, ipc=8, num_decoders=2, rng=rng())
+    assert syn.codes[0, 0].numel() == scalars and syn.budget == syn.codes.numel() + 2 * size
+    images, _ = syn.all()
+    assert images.shape[1:] == shape
+    by_decoder = images.unflatten(0, (-1, 2)).std(dim=(0, 2, 3, 4))
+    assert by_decoder.min() > 0.8 and by_decoder.max() < 1.25
+
+
+@pytest.mark.parametrize(("ipc", "shape", "num_classes", "num_decoders", "num_codes"), [
+    (1, (3, 32, 32), 10, 4, 11), (10, (3, 32, 32), 10, 4, 155), (10, (3, 32, 32), 10, 8, 150), (50, (3, 32, 32), 10, 4, 795),
+    (1, (3, 32, 32), 100, 8, 15), (1, (3, 32, 32), 100, 16, 14), (10, (3, 32, 32), 100, 4, 159), (1, (3, 64, 64), 200, 16, 15),
+    (1, (1, 28, 28), 10, 2, 7), (1, (1, 28, 28), 10, 4, 6), (10, (1, 28, 28), 10, 4, 78)])
+def test_a_budget_buys_the_stated_number_of_codes(ipc, shape, num_classes, num_decoders, num_codes):
+    assert distilled.fit_budget(ipc, shape, num_classes, num_decoders) == num_codes
+
+
+def test_the_budget_is_used_up_to_the_last_code_and_not_passed(toy):
+    syn = factored(toy, num_decoders=2, ipc=3)
+    assert syn.budget <= 3 * toy.num_classes * 256 < syn.budget + toy.num_classes * 32
+    assert syn.ipc == 3 and syn.budget / (toy.num_classes * 256) < 3
+    more = torch.randn(4, syn.num_codes + 1, 2, 4, 4)
+    facts = {"shape": syn.shape, "classes": syn.classes, "preprocess": syn.preprocess}
+    with pytest.raises(ValueError, match=f"{syn.num_codes} codes per class would fit"):
+        FactoredSet(more, syn.decoders, ipc=3, **facts)
+    with pytest.raises(ValueError, match="4x16x16 images, not 1x16x16"):
+        FactoredSet(torch.randn(4, 1, 4, 16, 16), {}, ipc=3, **facts)
+    with pytest.raises(ValueError, match="choose from 1 to 3"):
+        distilled.fit_budget(1, toy.shape, 4, num_decoders=4)
+    assert distilled.fit_budget(1, toy.shape, 4, num_decoders=3) == 1
+
+
+def test_each_code_meets_each_decoder_once_class_by_class(toy):                         # T-KFS-2
+    syn = factored(toy)
+    images, labels = syn.all()
+    assert len(images) == 4 * syn.num_codes * 3 and labels.argmax(1).tolist() == [c for c in range(4) for _ in range(syn.num_codes * 3)]
+    number = 0
+    for of_class in syn.codes:
+        for code in of_class:
+            for decoder in range(3):
+                x = code[None]
+                for stage in range(2):
+                    weight, bias = syn.decoders[f"weight{stage}"][decoder], syn.decoders[f"bias{stage}"][decoder]
+                    x = F.conv_transpose2d(x.relu() if stage else x, weight, bias, stride=2, padding=1)
+                torch.testing.assert_close(images[number], x[0])
+                number += 1
+
+
+def test_codes_that_are_images_need_no_decoder(toy):                                    # T-KFS-3
+    syn = PixelSet.from_real(toy, 3, rng())
+    codes = syn.images.unflatten(0, (4, 3))
+    same = FactoredSet(codes, {}, ipc=3, shape=toy.shape, classes=toy.classes, preprocess=toy.preprocess)
+    assert torch.equal(same.all()[0], syn.images) and torch.equal(same.all()[1], syn.all()[1]) and same.budget == syn.budget
+    (group,) = same.param_groups(0.5, 0.1)
+    assert group["params"] == [same.codes] and group["lr"] == 0.5
+
+
+def test_draw_decodes_what_it_draws_and_nothing_else(toy, monkeypatch):
+    syn = factored(toy)
+    images, labels = syn.all()
+    shapes, convolve = [], F.conv_transpose2d
+    monkeypatch.setattr(F, "conv_transpose2d", lambda x, *rest, **options: shapes.append(len(x)) or convolve(x, *rest, **options))
+    some, some_labels = syn.draw(5, rng(2))
+    assert sum(shapes) == 2 * 5                                                         # two stages
+    times = []
+    for image, label in zip(some, some_labels, strict=True):
+        (found,) = (images == image).flatten(1).all(1).nonzero()[0]
+        assert torch.equal(labels[found], label)
+        times.append(int(found))
+    assert len(set(times)) == 5
+    every, _ = syn.draw(2 * len(images) + 1, rng(3))
+    counts = [int((every == image).flatten(1).all(1).sum()) for image in images]
+    assert set(counts) == {2, 3} and sum(counts) == len(every)
+
+
+def test_images_between_code_sizes_are_cut_evenly(toy):
+    codes = torch.randn(4, 1, 2, 4, 4, generator=rng())
+    decoders = factored(toy, 1, dtype=torch.float32).decoders
+    whole, cut = (FactoredSet(codes, decoders, ipc=2, shape=shape, classes=toy.classes, preprocess=toy.preprocess).all()[0]
+                  for shape in [(1, 16, 16), (1, 14, 13)])
+    assert torch.equal(cut, whole[:, :, 1:15, 1:14])
+
+
+def test_decoding_has_second_derivatives(toy):
+    syn = factored(toy, num_decoders=2, num_codes=1)
+    inputs = [tensor.requires_grad_() for tensor in (syn.codes, *syn.decoders.values())]
+    names = list(syn.decoders)
+
+    def images(codes, *weights):
+        syn.codes, syn.decoders = codes, dict(zip(names, weights, strict=True))
+        return syn.decode(torch.tensor([5, 0, 3]))[:, :, ::5, ::5].square()
+
+    assert torch.autograd.gradgradcheck(images, inputs, fast_mode=True, check_fwd_over_rev=False)
+
+
+def test_a_saved_factored_set_comes_back_whole(toy, tmp_path):
+    syn = factored(toy, dtype=torch.float32)
+    back = distilled.load(syn.save(tmp_path / "set.safetensors"))
+    assert type(back) is FactoredSet and back.ipc == 2 and back.budget == syn.budget and back.shape == syn.shape
+    assert torch.equal(back.all()[0], syn.all()[0]) and torch.equal(back.all()[1], syn.all()[1])
+    assert back.meta["num_codes"] == syn.num_codes and back.meta["num_decoders"] == 3
+    assert syn.show().axes and syn.pixels()[0].min() >= 0
+    state = {name: tensor.clone() for name, tensor in syn.state_dict().items()}
+    codes = syn.codes
+    syn.codes.zero_(), syn.decoders["bias0"].fill_(3)
+    syn.load_state_dict(state)
+    assert syn.codes is codes and torch.equal(back.all()[0], syn.all()[0])
