@@ -50,7 +50,7 @@ class ExpertConfig:
     augment: str = augment.DSA
     loss: Loss = "cross_entropy"        # "bce": one sigmoid per class, mean over images and classes (ESP, eq. 4)
     preprocess: str = "standardize"     # how networks see the images: a kind of ddlib.data.Preprocess
-    precision: training.Precision = "float32"    # of the arithmetic; snapshots are float32 always
+    precision: training.Precision = "float32"    # "auto" and "bfloat16" also compile: fast; snapshots are float32 always
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -413,13 +413,14 @@ class Team:
         return [row.clone() for row in flat]
 
     def fit(self, steps: int) -> None:
+        config = self.job.config
         streams = [self.job.batches(expert.number, self.epoch) for expert in self.group]
         turns = (tuple(map(torch.stack, zip(*turn, strict=True))) for turn in zip(*streams, strict=True))
         batches: Any = streams[0] if len(streams) == 1 else turns
         with torch.random.fork_rng([self.job.device] if self.job.device.type == "cuda" else []):    # dropout reads the global stream
-            torch.manual_seed(runs.stream(self.job.config.seed, "expert", self.group[0].number, self.epoch).initial_seed())
-            training.fit(self.net, batches, steps=steps, lr=self.job.config.lr, optimizer=self.optimizer,
-                         precision=self.job.config.precision, loss=self.job.loss)
+            torch.manual_seed(runs.stream(config.seed, "expert", self.group[0].number, self.epoch).initial_seed())
+            training.fit(self.net, batches, steps=steps, lr=config.lr, optimizer=self.optimizer,
+                         precision=config.precision, loss=self.job.loss, compiled=config.precision != "float32" and len(streams) == 1)
 
     def train_epoch(self) -> None:
         self.fit(self.job.steps)
@@ -478,6 +479,7 @@ def main() -> int:
         print(f"{buffer.num_experts} experts of {buffer.num_epochs} epochs and {buffer.num_params:,} parameters in {buffer.folder} "
               f"({(time.monotonic() - started) / 60:.1f} minutes)")
 
+    training.keep_freed_memory()
     return methods.answered(work)
 
 
