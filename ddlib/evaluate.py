@@ -229,7 +229,7 @@ def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: i
     recipe = {**asdict(protocol), "checkpoints": list(protocol.checkpoints)}             # as JSON gives it back
     key = {"protocol": recipe, "seed": seed, "repeat": repeat, "rate": base, "augment": strategy, "device": device_name(device),
            "set": files.digest({}, {"images": images, "labels": labels}), "data": real.fingerprint, **provenance()}
-    path = folder / f"network-{protocol.name}-{repeat}.safetensors" if folder else None
+    path = folder / f"network-{protocol.name}-{protocol.network}-{repeat}.safetensors" if folder else None
     if path is not None and path.is_file():
         header, tensors = files.read_tensors(path, "network")
         if header["key"] == key:

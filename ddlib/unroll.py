@@ -13,16 +13,16 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ddlib import models
-from ddlib.train import Batch
+from ddlib.train import Batch, can_compile
 
 Form = Literal["plain", "remat", "compiled", "detached"]
 State = tuple[Tensor, ...]
@@ -107,10 +107,10 @@ def unroll(net: models.Classifier, theta: Tensor, sources: Sequence[Tensor], bat
             theta, state = rule.step(theta, gradient, state, rate)
         return theta
     backwards: Backwards = DoubleBackward(net, detached=form == "detached")
-    if form == "compiled" and (reason := cannot_compile(net, theta.device.type)):
-        say_once(f"the compiled unroll is not available ({reason}); the uncompiled one gives the same gradient, more slowly")
-    elif form == "compiled":
-        backwards = Tangent(net, compiled=True)
+    if form == "compiled" and not isinstance(net, models.ConvNet):
+        say_once("the compiled unroll is written out for ConvNets only; the uncompiled one gives the same gradient, more slowly")
+    elif form == "compiled" and can_compile(theta.device.type):
+        backwards = Tangent(cast(models.ConvNet, net), compiled=True)
     return _Rematerialised.apply(Job(backwards, batch, steps, rule, state), rate, theta, *sources)
 
 
@@ -158,11 +158,11 @@ class _Rematerialised(torch.autograd.Function):
             theta, state, gradient = ctx.path.pop()
             with torch.enable_grad():
                 images, labels = job.batch(j, *leaves)
-                second = job.backwards.second(theta, images, labels, gradient)
-                inputs = [part.detach().requires_grad_() for part in (theta, second.gradient, rate, *state)]
+                gradient, along = job.backwards.second(theta, images, labels, gradient)
+                inputs = [part.detach().requires_grad_() for part in (theta, gradient, rate, *state)]
                 moved, after = job.rule.step(inputs[0], inputs[1], tuple(inputs[3:]), inputs[2])
                 theta_bar, gradient_bar, rate_bar, *state_bar = vjp([moved, *after], inputs, adjoints)
-            hessian_part, images_bar, labels_bar = second(gradient_bar)
+            hessian_part, images_bar, labels_bar = along(gradient_bar)
             adjoints = [theta_bar if hessian_part is None else theta_bar + hessian_part, *state_bar]
             rate_total += rate_bar
             for total, part in zip(totals, vjp([images, labels], wanted, [images_bar, labels_bar]), strict=True):
@@ -179,25 +179,33 @@ def vjp(outputs: Sequence[Tensor], inputs: Sequence[Tensor], adjoints: Sequence[
     return list(grad([output for output, _ in live], inputs, [adjoint for _, adjoint in live], allow_unused=True, materialize_grads=True))
 
 
-class Second(Protocol):
-    """One step's gradient, and its second derivatives along a direction (P,): with respect to theta, images and labels."""
-
-    gradient: Tensor
-
-    def __call__(self, direction: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
+Parts = tuple[Tensor | None, ...]    # of theta, images and labels; None for what needs no gradient
+Second = tuple[Tensor, Callable[[Tensor], Parts]]
 
 
 class Backwards(Protocol):
-    """How first and second derivatives of one step's loss are computed."""
+    """How the first and second derivatives of one step's loss are computed."""
 
-    keeps_gradients: bool
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether `second` wants back what `first` gave."""
 
-    def first(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor: ...
-    def second(self, theta: Tensor, images: Tensor, labels: Tensor, gradient: Tensor | None) -> Second: ...
+    def first(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The gradient (P,) at theta."""
+
+    def second(self, theta: Tensor, images: Tensor, labels: Tensor, gradient: Tensor | None) -> Second:
+        """The gradient once more, and a function of a direction (P,): the derivatives of <gradient, direction>."""
 
 
-def leaf(tensor: Tensor, like: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_(like.requires_grad)
+def leaves_of(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+
+
+def parts(output: Tensor, adjoint: Tensor | None, inputs: Sequence[Tensor]) -> Parts:
+    """Derivatives of `output` with respect to those of `inputs` that need one."""
+    wanted = [each for each in inputs if each.requires_grad]
+    found = iter(grad(output, wanted, adjoint, allow_unused=True, materialize_grads=True) if wanted else ())
+    return tuple(next(found) if each.requires_grad else None for each in inputs)
 
 
 @dataclass(frozen=True)
@@ -212,26 +220,15 @@ class DoubleBackward:
         with torch.enable_grad():
             return loss_gradient(self.net, theta.detach().requires_grad_(), images.detach(), labels.detach())
 
-    def second(self, theta: Tensor, images: Tensor, labels: Tensor, gradient: Tensor | None) -> _DoubleBackwardSecond:
-        theta, images, labels = theta.detach().requires_grad_(), leaf(images, images), leaf(labels, labels)
-        return _DoubleBackwardSecond(loss_gradient(self.net, theta, images, labels, create_graph=True), theta, images, labels, self.detached)
+    def second(self, theta: Tensor, images: Tensor, labels: Tensor, gradient: Tensor | None) -> Second:
+        theta, (images, labels) = theta.detach().requires_grad_(), leaves_of(images, labels)
+        graph = loss_gradient(self.net, theta, images, labels, create_graph=True)
 
+        def along(direction: Tensor) -> Parts:
+            of_theta = theta.detach() if self.detached else theta
+            return parts(graph, direction, [of_theta, images, labels])
 
-@dataclass(frozen=True)
-class _DoubleBackwardSecond:
-    graph: Tensor
-    theta: Tensor
-    images: Tensor
-    labels: Tensor
-    detached: bool
-
-    @property
-    def gradient(self) -> Tensor:
-        return self.graph.detach()
-
-    def __call__(self, direction: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        theta, images, labels = vjp([self.graph], [self.theta, self.images, self.labels], [direction])
-        return None if self.detached else theta, images, labels
+        return graph.detach(), along
 
 
 def tangent_loss(net: models.ConvNet, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -241,14 +238,15 @@ def tangent_loss(net: models.ConvNet, theta: Tensor, direction: Tensor, images: 
     the mixed second derivative along direction. No second backward pass is needed, so a compiler can take it whole.
     """
     at, along = models.unflatten(net, theta), models.unflatten(net, direction)
-    x, dx = images, None
-    for index, (conv, norm, _, _) in enumerate(net.body):                              # x: (B, width, h / 2^index, w / 2^index)
-        name = f"body.{index}"
+    x, dx = images, torch.zeros((), dtype=images.dtype, device=images.device)
+    for index, block in enumerate(net.body):                                            # x: (B, width, h / 2^index, w / 2^index)
+        name, conv, norm = f"body.{index}", cast(nn.Conv2d, block[0]), cast(nn.GroupNorm, block[1])  # type: ignore[index]
+        padding = cast(tuple[int, int], conv.padding)
         weight, d_weight = at[f"{name}.0.weight"], along[f"{name}.0.weight"]
-        y = F.conv2d(x, weight, at[f"{name}.0.bias"], padding=conv.padding)
-        dy = F.conv2d(x, d_weight, along[f"{name}.0.bias"], padding=conv.padding)
-        if dx is not None:
-            dy = dy + F.conv2d(dx, weight, padding=conv.padding)
+        y = F.conv2d(x, weight, at[f"{name}.0.bias"], padding=padding)
+        dy = F.conv2d(x, d_weight, along[f"{name}.0.bias"], padding=padding)
+        if index > 0:                                                                   # the images themselves stand still
+            dy = dy + F.conv2d(dx, weight, padding=padding)
         # instance norm: n = (y - mean y) / std y, so dn = (dy - mean dy - n mean(n dy)) / std y
         centred = y - y.mean(dim=(2, 3), keepdim=True)
         inverse = (centred.square().mean(dim=(2, 3), keepdim=True) + norm.eps).rsqrt()
@@ -280,27 +278,16 @@ class Tangent:
             loss = pick(mean_loss, self.compiled)(self.net, theta, images.detach(), labels.detach())
             return grad(loss, theta)[0]
 
-    def second(self, theta: Tensor, images: Tensor, labels: Tensor, gradient: Tensor | None) -> _TangentSecond:
+    def second(self, theta: Tensor, images: Tensor, labels: Tensor, gradient: Tensor | None) -> Second:
         assert gradient is not None
-        return _TangentSecond(gradient, self, theta, images, labels)
+        theta, (images, labels) = theta.detach().requires_grad_(), leaves_of(images, labels)
 
+        def along(direction: Tensor) -> Parts:
+            with torch.enable_grad():
+                slope = pick(tangent_loss, self.compiled)(self.net, theta, direction, images, labels)
+            return parts(slope, None, [theta, images, labels])
 
-@dataclass(frozen=True)
-class _TangentSecond:
-    gradient: Tensor
-    tangent: Tangent
-    theta: Tensor
-    images: Tensor
-    labels: Tensor
-
-    def __call__(self, direction: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        with torch.enable_grad():
-            inputs = [self.theta.detach().requires_grad_(), leaf(self.images, self.images), leaf(self.labels, self.labels)]
-            slope = pick(tangent_loss, self.tangent.compiled)(self.tangent.net, inputs[0], direction, *inputs[1:])
-            wanted = [each for each in inputs if each.requires_grad]
-            found = iter(grad(slope, wanted))
-        theta, images, labels = (next(found) if each.requires_grad else None for each in inputs)
-        return theta, images, labels
+        return gradient, along
 
 
 def mean_loss(net: models.ConvNet, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -314,14 +301,6 @@ def compile_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def pick(function: Callable[..., Tensor], compiled: bool) -> Callable[..., Tensor]:
     return compile_once(function) if compiled else function
-
-
-@functools.cache
-def cannot_compile(net: models.Classifier, device: str) -> str:
-    """Why `tangent_loss` cannot be compiled for this network here; empty if it can."""
-    if not isinstance(net, models.ConvNet):
-        return "its tangent is written out for ConvNets only"
-    return ""
 
 
 @functools.cache

@@ -121,7 +121,7 @@ def test_the_learned_rate_is_needed_where_the_protocol_wants_it(toy, syn):
 
 def test_finished_networks_are_not_trained_again(toy, syn, tmp_path, monkeypatch):
     first = evaluate.evaluate(syn, toy, QUICK, folder=tmp_path, quiet=True)
-    (tmp_path / "network-quick-2.safetensors").unlink()                                 # as if killed during the third
+    (tmp_path / "network-quick-convnet3-2.safetensors").unlink()                                 # as if killed during the third
     trained = []
     fit = train.fit
     monkeypatch.setattr(train, "fit", lambda *args, **options: trained.append(1) or fit(*args, **options))

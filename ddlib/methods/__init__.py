@@ -93,9 +93,11 @@ def main(method: Method) -> int:
     parser.add_argument("--out", help="folder for the run (default runs/METHOD/PRESET-SEED)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after about this many minutes")
     parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
-    parser.add_argument("--evaluate", metavar="PROTOCOL", choices=sorted(evaluate.PROTOCOLS),
-                        help=f"then evaluate, with one of {', '.join(sorted(evaluate.PROTOCOLS))}")
-    parser.add_argument("--results", help="CSV file that gets the evaluation's row, once for the same command")
+    parser.add_argument("--evaluate", metavar="PROTOCOL", choices=sorted(evaluate.PROTOCOLS), nargs="+", default=[],
+                        help=f"then evaluate, with some of {', '.join(sorted(evaluate.PROTOCOLS))}")
+    parser.add_argument("--networks", metavar="NAME[:WIDTH]", nargs="+", default=[],
+                        help="networks to evaluate with, for example resnet18:16 (default: the one that distils)")
+    parser.add_argument("--results", help="CSV file that gets the evaluations' rows, once for the same command")
     settings = parser.add_argument_group("settings of the preset that can be changed")
     for field in dataclasses.fields(next(iter(method.PRESETS.values()))):
         kind = parse_bool if isinstance(field.default, bool) else type(field.default)
@@ -107,34 +109,48 @@ def main(method: Method) -> int:
 
 
 def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: dict[str, Any], command: str) -> None:
-    from ddlib import data, evaluate, runs
+    from ddlib import evaluate, runs
 
     started = time.monotonic()
+    runs.keep_memory()
     config = dataclasses.replace(preset(method, arguments.preset), **changes)
     out = arguments.out or runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}")
-    if arguments.results and any(row["command"] == command for row in evaluate.read_rows(arguments.results)):
-        print(f"{arguments.results} has the row of this command already")
+    networks = [parse_network(text) for text in arguments.networks] or [(config.network, config.width)]
+    wanted = [evaluate.with_options(name, network=network, width=width) for name in arguments.evaluate for network, width in networks]
+    done = [(row["protocol"], row["eval_arch"]) for row in evaluate.read_rows(arguments.results) if row["command"] == command] \
+        if arguments.results else []
+    if wanted and all((protocol.name, protocol.network) in done for protocol in wanted):
+        print(f"{arguments.results} has the rows of this command already")
         return
-    real = data.load(config.dataset, arguments.data).to(runs.pick_device())
+    real = runs.load_data(config, arguments.data).to(runs.pick_device())
     result = runs.run(method, config, out, real=real, minutes=arguments.minutes)
     if result.syn is None:
         print(f"stopped after {result.minutes:.1f} minutes at step {result.steps} of {result.total}; "
               f"the same command goes on from here ({result.folder})")
         return
     print(f"finished {result.steps} steps in {result.minutes:.1f} minutes: {result.folder / 'distilled.safetensors'}")
-    if not arguments.evaluate:
-        return
-    protocol = evaluate.with_options(arguments.evaluate, network=config.network, width=config.width)
-    left = arguments.minutes - (time.monotonic() - started) / 60
-    try:
-        evaluation = evaluate.evaluate(result.syn, real, protocol, seed=config.seed, folder=result.folder, minutes=left)
-    except TimeoutError as error:
-        print(f"stopped: {error}; the same command goes on from here")
-        return
-    row = evaluation.row(method=method.NAME, preset=arguments.preset, distilling=result.minutes, command=command)
-    print(f"{method.NAME} at ipc {row['ipc']}: {row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})")
-    if arguments.results:
-        evaluate.append_row(arguments.results, row)
+    for protocol in wanted:
+        if (protocol.name, protocol.network) in done:
+            continue
+        left = arguments.minutes - (time.monotonic() - started) / 60
+        try:
+            evaluation = evaluate.evaluate(result.syn, real, protocol, seed=config.seed, folder=result.folder, minutes=left)
+        except TimeoutError as error:
+            print(f"stopped: {error}; the same command goes on from here")
+            return
+        row = evaluation.row(method=method.NAME, preset=arguments.preset, distilling=result.minutes, command=command)
+        print(f"{method.NAME} at ipc {row['ipc']}, {protocol.name}, {protocol.network}: "
+              f"{row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})")
+        if arguments.results:
+            evaluate.append_row(arguments.results, row)
+
+
+def parse_network(text: str) -> tuple[str, int | None]:
+    """"resnet18:16" -> ("resnet18", 16); without a width, the network's own."""
+    name, _, width = text.partition(":")
+    if width and not width.isdigit():
+        raise ValueError(f"write a network as NAME or NAME:WIDTH, such as resnet18:16, not {text!r}")
+    return name, int(width) if width else None
 
 
 def parse_bool(text: str) -> bool:

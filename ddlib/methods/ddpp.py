@@ -1,0 +1,105 @@
+"""Dataset Distillation Using Parameter Pruning (DDPP; Li et al., IEICE Transactions 2024).
+
+Some parameters of the expert are out of the student's reach, and trying to match them spoils the synthetic images. So leave
+out of MTT's loss every coordinate where student and expert differ by more than a factor, and match the others.
+
+The paper does not say how a negative ratio counts; `sign_rule` has both readings. Everything else is MTT (see mtt.py).
+Cost of a step: MTT's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ddlib.data import ImageSet
+from ddlib.methods import Diverged, Step, main, mtt
+
+NAME = "DDPP"
+SignRule = Literal["signed", "absolute", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPPConfig(mtt.MTTConfig):
+    """One DDPP run. The defaults are the paper's for CIFAR-10 at IPC 10 (section III), and MTT's where it is silent."""
+
+    num_experts: int = 200                  # section III.B
+    epsilon: float = 0.1                    # pruning threshold, section III.A
+    sign_rule: SignRule = "signed"          # how a negative ratio is read; off: no pruning, which is MTT
+    min_kept: float = 0.5                   # a run that keeps a smaller share of its parameters is stopped
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sign_rule not in get_args(SignRule):
+            raise ValueError(f"unknown sign_rule {self.sign_rule!r}; choose from {', '.join(get_args(SignRule))}")
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon is a ratio between 0 and 1, got {self.epsilon}; sign_rule='off' prunes nothing")
+        if not 0 <= self.min_kept <= 1:
+            raise ValueError(f"min_kept is a share between 0 and 1, got {self.min_kept}")
+
+
+def keep_mask(student: Tensor, target: Tensor, epsilon: float, sign_rule: SignRule = "signed") -> Tensor:
+    """Which coordinates stay (P,): those where neither student/target nor target/student is below epsilon (section II.B).
+
+    Without a division: with m = max(|student|, |target|), the smaller ratio is (student / m)(target / m). Two zeros are
+    equal and stay. signed: a sign flip has a negative ratio, which is below every epsilon >= 0; absolute: signs are ignored.
+    """
+    if sign_rule == "off":
+        return torch.ones_like(student, dtype=torch.bool)
+    largest = torch.maximum(student.abs(), target.abs())                                # (P,)
+    scale = torch.where(largest > 0, largest, 1.0)
+    ratio = (student / scale) * (target / scale)                                        # in [-1, 1]; a raw product would underflow
+    ratio = ratio.abs() if sign_rule == "absolute" else ratio
+    return (ratio >= epsilon) | (largest == 0)
+
+
+def pruned_loss(student: Tensor, target: Tensor, start: Tensor, keep: Tensor) -> Tensor:
+    """MTT's loss on the coordinates that `keep` (P,) has (eq. 8). Multiplied by 0 or 1, so that all shapes stay."""
+    mask = keep.to(student.dtype)
+    return mtt.matching_loss(student * mask, target * mask, start * mask)
+
+
+def loss_terms(student: Tensor, target: Tensor, start: Tensor, config: DDPPConfig) -> mtt.Terms:
+    """The pruned loss, MTT's on all coordinates for comparison, and the share that is kept. Diverged if that is too small."""
+    keep = keep_mask(student.detach(), target, config.epsilon, config.sign_rule)        # piecewise constant: no gradient is lost
+    kept = keep.double().mean()
+    if kept < config.min_kept:
+        raise Diverged(f"epsilon {config.epsilon:g} with the {config.sign_rule} rule keeps {kept:.0%} of the parameters, "
+                       f"fewer than min_kept = {config.min_kept:.0%}: lower epsilon, or lower min_kept to go on regardless")
+    return {"match": pruned_loss(student, target, start, keep), "mtt": mtt.matching_loss(student.detach(), target, start), "kept": kept}
+
+
+def prepare(real: ImageSet, config: DDPPConfig, minutes: float = math.inf) -> None:
+    """Train the experts that are missing, as `mtt.prepare`."""
+    mtt.prepare(real, config, minutes)
+
+
+def distill(real: ImageSet, config: DDPPConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:
+    """Yield a Step after every outer update of the pixels and alpha; stop early by leaving the loop."""
+    return mtt.distill(real, config, resume, terms=functools.partial(loss_terms, config=config))
+
+
+def from_mtt(config: mtt.MTTConfig, **changes: Any) -> DDPPConfig:
+    """The same run with pruning, and what is to be different."""
+    return DDPPConfig(**{**asdict(config), **changes})
+
+
+PRESETS = {name: from_mtt(mtt.PRESETS[name]) for name in ("tiny", "cpu", "gpu")}
+PRESETS |= {    # Tables I and III; ZCA for both CIFAR sets without exception (III.B)
+    mtt.preset_name(dataset, ipc): from_mtt(mtt.PRESETS[mtt.preset_name(dataset, ipc)], num_experts=200, preprocess="zca_a")
+    for dataset in ("cifar10", "cifar100") for ipc in (1, 10, 50)
+}
+PRESETS |= {    # Table IV: 100 experts (III.D)
+    mtt.preset_name("covid_cxr", ipc): from_mtt(mtt.PRESETS[mtt.preset_name("covid_cxr", ipc)]) for ipc in (1, 5, 10, 20)
+}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.modules[__name__]))
