@@ -17,7 +17,8 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
@@ -28,10 +29,11 @@ from torch.nn import functional as F
 
 from ddlib import augment, data, files, methods, models, runs
 from ddlib import train as training
-from ddlib.data import ImageSet
+from ddlib.data import ImageSet, Preprocess
 
 Loss = Literal["cross_entropy", "bce"]
 SAVE_SECONDS = 20.0                                              # between two savings of an expert in training
+WHITEN_ONCE = 2 * 2**30                                          # bytes of whitened images to keep; a whitening costs a fifth of a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,8 @@ def open_buffer(folder: Path | str, device: torch.device | str = "cpu") -> Exper
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no experts: train them with `python -m ddlib.experts --out {folder}`")
     claim, paths = runs.read_json(folder / "config.json"), sorted(folder.glob("expert-*.safetensors"))
+    if not {"epochs", "num_params"} <= claim.keys():
+        raise ValueError(f"{folder} holds something else than experts: give the folder that `python -m ddlib.experts` printed")
     if not paths:
         raise FileNotFoundError(f"{folder} holds no finished expert yet: let `python -m ddlib.experts --out {folder}` finish one")
     for path in paths:
@@ -175,17 +179,16 @@ def check(path: Path, claim: dict[str, Any], checksum: bool = True) -> None:
     key = (path.resolve(), status.st_size, status.st_mtime_ns)
     if key in _intact:
         return
-    advice = "delete it and train again, which replaces it alone"
+    advice = "`ddlib.experts.train` makes it again"
     try:
         with safe_open(path, framework="pt") as file:
             stored = json.loads((file.metadata() or {})["ddlib"])
             header, theta = stored["header"], file.get_slice("theta")
-            shape, kind = tuple(theta.get_shape()), theta.get_dtype()
+            shape, number = tuple(theta.get_shape()), f"expert-{header['expert']:05d}"
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no expert of ours ({error}): {advice}") from None
-    wanted = (claim["epochs"] + 1, claim["num_params"])
-    if header.get("kind") != "expert" or header.get("claim") != claim or shape != wanted or kind != "F32":
-        raise ValueError(f"{path} belongs to another buffer: {advice}")
+    if header.get("claim") != claim or number != path.stem or shape != (claim["epochs"] + 1, claim["num_params"]):
+        raise ValueError(f"{path} is another expert or one of another buffer: {advice}")
     if not checksum:
         return
     sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + f"theta torch.float32 {shape} ".encode())
@@ -244,13 +247,13 @@ class Job:
             files.write_text(self.folder / "config.json", json.dumps(self.claim, indent=1))
         missing = [expert for expert in range(self.config.num_experts) if not self.finished(expert)]
         if missing:
-            self.announce(missing)
-            left = sum(self.config.epochs + 1 - len(self.resumed(expert).thetas) for expert in missing)
+            left = sum(self.config.epochs + 1 - len(self.resumed(expert).thetas) for expert in missing)    # epochs
+            self.announce(missing, left)
             for _ in runs.progress(self.work(missing), left, self.config.epochs, "epochs of experts"):
                 pass
         return ExpertBuffer(self.folder, self.claim, [self.path(expert) for expert in range(self.config.num_experts)], self.device)
 
-    def announce(self, missing: list[int]) -> None:
+    def announce(self, missing: list[int], left: int) -> None:
         """Say what is ahead: experts, disk, and minutes as a few steps of a network that is then forgotten tell."""
         size = 4 * self.num_params * (self.config.epochs + 1) * len(missing)
         free = shutil.disk_usage(self.folder).free
@@ -263,19 +266,20 @@ class Job:
         started = time.perf_counter()
         trial.fit(steps=3)
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        minutes = (time.perf_counter() - started) / 3 / count * self.steps * self.config.epochs * len(missing) / 60
-        print(f"experts: {len(missing)} of {self.config.num_experts} to train, {self.config.epochs} epochs of {self.steps} steps each, "
+            torch.cuda.synchronize(self.device)                  # a GPU is asked and does not wait
+        minutes = (time.perf_counter() - started) / 3 / count * self.steps * left / 60
+        print(f"experts: {len(missing)} of {self.config.num_experts} to train, {left} epochs of {self.steps} steps in all, "
               f"{size / 1e6:.1f} MB in {self.folder}, about {minutes:.1f} minutes on {runs.device_name(self.device)}", flush=True)
 
-    def finished(self, expert: int) -> bool:
-        """Whether the expert is there and whole."""
+    def finished(self, expert: int, quiet: bool = False) -> bool:
+        """Whether the expert is there and whole; a damaged file is named."""
         try:
             check(self.path(expert), self.claim)
         except FileNotFoundError:
             return False
         except ValueError as error:
-            print(f"experts: {error}", flush=True)
+            if not quiet:
+                print(f"experts: {error}", flush=True)
             return False
         return True
 
@@ -285,7 +289,7 @@ class Job:
             group: list[Expert] = []
             for number in list(missing):
                 if len(group) < self.together and (lock := acquire(self.path(number, "lock"))):
-                    if self.finished(number):                    # another process was faster
+                    if self.finished(number, quiet=True):                    # another process was faster
                         missing.remove(number)
                         self.path(number, "lock").unlink(missing_ok=True)
                         continue
@@ -305,18 +309,18 @@ class Job:
         team, saved = Team(self, group), time.monotonic()
         try:
             while team.epoch < self.config.epochs:
+                if team.epoch > team.resumed_at:
+                    self.stop_in_time()
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        team.save()
+                        saved = time.monotonic()
                 team.train_epoch()
                 for _ in group:
                     yield
-                if time.monotonic() - saved > SAVE_SECONDS and team.epoch < self.config.epochs:
-                    team.save()
-                    saved = time.monotonic()
-                if team.epoch < self.config.epochs:
-                    self.stop_in_time()
         except BaseException:
             team.save()
             raise
-        for expert in group:
+        for expert in team.group:
             header = {"claim": self.claim, "expert": expert.number, "made_by": runs.made_by(self.real)}
             files.write_tensors(self.path(expert.number), "expert", header, {"theta": torch.stack(expert.thetas)})
             for kind in ("partial", "lock"):                     # whoever waits for the lock looks for the expert first
@@ -348,9 +352,17 @@ class Job:
     def batches(self, expert: int, epoch: int) -> Iterator[training.Batch]:
         """The augmented mini-batches of one epoch, the same whoever trains the expert and beside which others."""
         order, noise = (runs.stream(self.config.seed, "expert", expert, epoch, use) for use in ("order", "augment"))
-        strategy, split = augment.strategy_for(self.real, self.config.augment), self.real.train
-        for images, labels in training.Batches(split.images, split.labels, self.config.batch_size, order, self.real.preprocess):
-            yield augment.augment(images, strategy, noise), labels
+        strategy, (images, preprocess) = augment.strategy_for(self.real, self.config.augment), self.images
+        for batch, labels in training.Batches(images, self.real.train.labels, self.config.batch_size, order, preprocess):
+            yield augment.augment(batch, strategy, noise), labels
+
+    @cached_property
+    def images(self) -> tuple[Tensor, Preprocess | None]:
+        """The training images and what is still to be done to each batch of them: whitened ones are kept if there is room."""
+        images, preprocess = self.real.train.images, self.real.preprocess
+        if preprocess.matrix is None or 4 * images.numel() > WHITEN_ONCE:
+            return images, preprocess
+        return torch.cat([preprocess(chunk) for chunk in images.split(1000)]), None
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, C) and (B,). For a stack, (n, B, C) and (n, B), the sum over the experts: each gets the gradient of its own mean."""
@@ -361,7 +373,7 @@ class Job:
         return count * F.cross_entropy(logits, labels)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Expert:
     """An expert in training: its snapshots so far, (P,) each, and the optimizer's momentum, (P,), if it has any."""
 
@@ -388,7 +400,8 @@ class Team:
     """Experts in training together: the network, or a stack of several, and its optimizer, at the epoch of their last snapshot."""
 
     def __init__(self, job: Job, group: list[Expert]):
-        self.job, self.group, self.epoch = job, group, len(group[0].thetas) - 1
+        self.job, self.group = job, group
+        self.resumed_at = self.epoch
         net = job.build(0).to(job.device)
         self.net: nn.Module = net if len(group) == 1 else Stack(net, len(group))
         self.weights, config = list(self.net.parameters()), job.config
@@ -400,6 +413,10 @@ class Team:
             momenta = [expert.momentum for expert in group if expert.momentum is not None]
             for weight, piece in zip(self.weights, self.pieces(momenta), strict=True):
                 self.optimizer.state[weight]["momentum_buffer"] = piece.to(job.device)
+
+    @property
+    def epoch(self) -> int:
+        return len(self.group[0].thetas) - 1
 
     def pieces(self, vectors: list[Tensor]) -> list[Tensor]:
         """(P,) of every expert -> copies in the shapes of the weights; `flat` undoes it."""
@@ -427,13 +444,12 @@ class Team:
         thetas = self.flat(self.weights)
         if not all(torch.isfinite(theta).all() for theta in thetas):
             raise FloatingPointError(f"an expert's weights stopped being finite in epoch {self.epoch + 1}: lower the learning rate")
-        for expert, theta in zip(self.group, thetas, strict=True):
-            expert.thetas.append(theta)
+        momenta: Sequence[Tensor | None] = [None] * len(thetas)
         if self.job.config.momentum:
             momenta = self.flat([self.optimizer.state[weight]["momentum_buffer"] for weight in self.weights])
-            for expert, momentum in zip(self.group, momenta, strict=True):
-                expert.momentum = momentum
-        self.epoch += 1
+        # one assignment: an interruption finds either the epoch before or this one, never half of each
+        self.group = [replace(expert, thetas=[*expert.thetas, theta], momentum=momentum)
+                      for expert, theta, momentum in zip(self.group, thetas, momenta, strict=True)]
 
     def save(self) -> None:
         for expert in self.group:

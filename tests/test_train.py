@@ -1,5 +1,9 @@
 """The training loop is plain SGD or Adam, visits every image, and stops when the loss does."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +78,18 @@ def test_a_restart_forgets_the_momentum():
     assert torch.equal(whole[1].weight, second[1].weight)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_that_is_given_goes_on_from_an_earlier_call(kind):
+    images, labels = torch.randn(8, 1, 2, 2, dtype=torch.float64, generator=rng()), torch.arange(8) % 3
+    settings = {"momentum": 0.9, "weight_decay": 0.01} if kind is torch.optim.SGD else {"weight_decay": 0.01}
+    whole, parts = linear(), linear()
+    train.fit(whole, iter([(images, labels)] * 6), steps=6, lr=0.1, optimizer=kind.__name__.lower(), weight_decay=0.01)
+    optimizer = kind(parts.parameters(), lr=123.0, **settings)
+    for steps in (2, 4):
+        train.fit(parts, iter([(images, labels)] * steps), steps=steps, lr=0.1, optimizer=optimizer)
+    assert torch.equal(whole[1].weight, parts[1].weight)
+
+
 def test_a_diverging_loss_is_an_error_that_names_the_step():
     images, labels = 1e3 * torch.randn(8, 1, 2, 2, dtype=torch.float64, generator=rng()), torch.arange(8) % 3
     with pytest.raises(FloatingPointError, match="at step 50 of 60"):
@@ -115,3 +131,73 @@ def test_accuracy_counts_right_answers(toy):
     answers = toy.test.labels.clone()
     answers[:4] = (answers[:4] + 1) % toy.num_classes
     assert train.accuracy(Oracle(), toy.test, toy.preprocess) == pytest.approx(1 - 4 / len(toy.test))
+
+
+# ----------------------------------------------------------------------------------------------------------------- compiled
+
+def trained(toy, **options):
+    """Weights after seven steps, the fourth of them with a smaller batch."""
+    net = models.build("convnet3", shape=toy.shape, num_classes=toy.num_classes, width=4, seed=1)
+    batches = train.Batches(toy.train.images[:100], toy.train.labels[:100], 32, rng(1), toy.preprocess)
+    train.fit(net, batches, steps=7, lr=0.05, augment="flip_cutout", rng=rng(2), **options)
+    assert all(weight.is_contiguous() for weight in net.parameters()) and "forward" not in vars(net.body[0][0])
+    return models.flatten(net)
+
+
+def test_the_compiled_network_trains_as_the_plain_one(toy, monkeypatch):
+    made = []
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *given, **options: made.append(given[0]) or compile(*given, **options))
+    start = models.flatten(models.build("convnet3", shape=toy.shape, num_classes=toy.num_classes, width=4, seed=1))
+    plain, quick = trained(toy), trained(toy, compiled=True)
+    assert made and not torch.equal(plain, start)
+    assert torch.allclose(plain, quick, atol=1e-5), (plain - quick).abs().max()
+    off = [(trained(toy, compiled=compiled, precision="bfloat16") - plain).norm() for compiled in (True, False)]
+    assert 0 < off[0] < 1.5 * off[1], "with bfloat16 it is no less precise than without compiling"
+
+
+def test_where_nothing_compiles_training_is_plain_and_says_so_once(toy, monkeypatch, capsys):
+    def broken(*given, **options):
+        raise RuntimeError("No working C++ compiler found\nin a long story")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    train.can_compile.cache_clear()
+    try:
+        assert torch.equal(trained(toy, compiled=True), trained(toy)) and torch.equal(trained(toy, compiled=True), trained(toy))
+    finally:
+        train.can_compile.cache_clear()
+    assert capsys.readouterr().out == ("training without torch.compile, which does not work here (No working C++ compiler found): "
+                                       "install a C++ compiler to make it faster\n")
+
+
+def test_the_first_convolution_stays_in_float32_and_hands_on_bfloat16():
+    torch.manual_seed(0)
+    conv, images = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps, rough = train._float32_inside(conv, images), conv(images)
+    assert maps.dtype == torch.bfloat16 and torch.equal(maps, conv(images).bfloat16()) and not torch.equal(maps, rough)
+    assert torch.equal(train._float32_inside(conv, images), conv(images))
+
+
+FAULTS = """
+import resource, torch
+from ddlib import train
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**25)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults())
+train.keep_freed_memory()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="an allocator of glibc")
+def test_kept_memory_is_not_faulted_in_again():
+    """Five blocks of 128 MiB in turn: 160,000 pages of 4 KiB (320 of 2 MiB), or those that were there before."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    default, kept = map(int, done.stdout.split())
+    assert kept < default / 10, (default, kept)
