@@ -224,7 +224,7 @@ def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: i
     alpha = getattr(syn, "alpha", None)
     if protocol.lr == "alpha" and alpha is None:
         raise ValueError(f"protocol {protocol.name!r} trains with the learned step size and this set has none: use 'strict'")
-    base = float(alpha) if protocol.lr == "alpha" and alpha is not None else float(protocol.lr)
+    base = float(alpha.detach()) if protocol.lr == "alpha" and alpha is not None else float(protocol.lr)
     strategy = augment.strategy_for(real, protocol.augment)
     recipe = {**asdict(protocol), "checkpoints": list(protocol.checkpoints)}             # as JSON gives it back
     key = {"protocol": recipe, "seed": seed, "repeat": repeat, "rate": base, "augment": strategy, "device": device_name(device),
