@@ -1,10 +1,10 @@
 """Knobs in two forms: in the published page (plain HTML, no kernel, no network) and live in a notebook (ipywidgets).
 
 `knob()` has one drawing function and gives both: `.page()` computes every picture ahead and lets an HTML slider choose,
-`.live()` calls the function. `page()` is for what the browser can compute itself from data, and `ipc_explorer()` is
-built on it. Every page widget is `<div class="ddlib-widget" id=UID>` with a labelled range input and an output;
-ids are given or derived from the content, so an unchanged notebook stays byte-identical. Needs matplotlib or ipywidgets
-only where a function uses them.
+`.live()` calls the function. `page()` is for what the browser can compute itself from data, and `ipc_explorer()` and
+`epsilon_explorer()` are built on it. Every page widget is `<div class="ddlib-widget" id=UID>` with a labelled range input
+and an output; ids are given or derived from the content, so an unchanged notebook stays byte-identical. Needs matplotlib
+or ipywidgets only where a function uses them.
 """
 
 from __future__ import annotations
@@ -525,6 +525,199 @@ def _sprite(pixels: np.ndarray) -> tuple[str, int, int]:
             raise ValueError(f"{rows} x {columns} images do not fit into {SPRITE_LIMIT:,} characters; show fewer")
         height, width = max(8, height * 3 // 4), max(8, width * 3 // 4)
         picture = picture.resize((columns * width, rows * height), Image.Resampling.BOX)
+
+
+_EPSILON_CSS = """
+.ddlib-widget .epsilon .rule{margin:.1em 0 .6em}
+.ddlib-widget .epsilon .rule select{font:inherit;color:inherit;background:#fff;border:1px solid #8c959f;border-radius:4px;
+padding:.15em .3em;max-width:100%}
+.ddlib-widget .epsilon select:focus-visible{outline:2px solid #0969da;outline-offset:2px}
+.ddlib-widget .epsilon .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.6em,1fr));gap:.4em .8em;margin-bottom:.5em}
+.ddlib-widget .epsilon .tiles div{font-variant-numeric:tabular-nums;line-height:1.25;color:#57606a;font-size:.9em}
+.ddlib-widget .epsilon .tiles b{display:block;color:#1f2328;font-size:1.35rem;font-weight:600}
+.ddlib-widget .epsilon .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.3em .6em}
+.ddlib-widget .epsilon .panels figure{margin:0;min-width:0}
+.ddlib-widget .epsilon .panels figcaption{font-weight:600;font-size:.9em}
+.ddlib-widget .epsilon .panels canvas{display:block;width:100%;height:150px}
+.ddlib-widget .epsilon .said{color:#57606a;margin:.2em 0 .6em;font-size:.92em}
+.ddlib-widget .epsilon .key{display:inline-block;width:.8em;height:.8em;margin:0 .25em 0 .1em;vertical-align:-.05em}
+.ddlib-widget .epsilon .values{overflow-x:auto}
+.ddlib-widget .epsilon table{border-collapse:collapse;margin:0;width:100%;font-size:.88em;table-layout:auto}
+.ddlib-widget .epsilon th,.ddlib-widget .epsilon td{padding:.1em .5em .1em 0;border:0;background:#fff;color:#1f2328;text-align:left;
+font-variant-numeric:tabular-nums;vertical-align:middle;line-height:1.25}
+.ddlib-widget .epsilon thead th{font-weight:600;border-bottom:1px solid #d0d7de;vertical-align:bottom}
+.ddlib-widget .epsilon tbody th{font-weight:400;white-space:nowrap}
+.ddlib-widget .epsilon td.number,.ddlib-widget .epsilon th.number{text-align:right;padding-right:0;padding-left:.5em;width:4.6em}
+.ddlib-widget .epsilon .bar{display:flex;align-items:center;gap:.35em}
+.ddlib-widget .epsilon .bar span{flex:1 1 auto;display:flex;min-width:1.6em;max-width:20em;height:.75em;background:#eaeef2}
+.ddlib-widget .epsilon .bar em{font-style:normal;flex:0 0 4.1em;text-align:right;white-space:nowrap}
+.ddlib-widget .epsilon .bar i{display:block;height:100%}
+"""
+
+_EPSILON_SCRIPT = r"""
+    const round = Math.fround, count = n => n.toLocaleString("en-US");
+    const percent = share => (share !== share ? "–" : (100 * share).toFixed(1) + "\u00a0%");
+    const vector = text => {
+      const raw = atob(text), bytes = new Uint8Array(raw.length);
+      for (let k = 0; k < raw.length; k++) bytes[k] = raw.charCodeAt(k);
+      return new Float32Array(bytes.buffer);
+    };
+    const student = vector(data.student), target = vector(data.target), start = vector(data.start), size = student.length;
+    // the same arithmetic as the library: every quotient and product rounded to 32 bits
+    const ratio = new Float32Array(size), high = new Float32Array(size), gap = new Float64Array(size), way = new Float64Array(size);
+    let gaps = 0, ways = 0, flips = 0, lowest = 0, highest = -9;
+    for (let k = 0; k < size; k++) {
+      const largest = Math.max(Math.abs(student[k]), Math.abs(target[k])), scale = largest > 0 ? largest : 1;
+      ratio[k] = largest > 0 ? round(round(student[k] / scale) * round(target[k] / scale)) : 1;    // two zeros are equal
+      high[k] = Math.max(-6, Math.log10(largest));
+      lowest = Math.min(lowest, high[k]); highest = Math.max(highest, high[k]);
+      gap[k] = (student[k] - target[k]) ** 2; gaps += gap[k];
+      way[k] = (start[k] - target[k]) ** 2; ways += way[k];
+      if (ratio[k] < 0) flips++;
+    }
+    const layers = []; let first = 0;
+    for (const [name, length] of data.layers) { layers.push({name, first, last: first + length, length}); first += length; }
+    const groups = [];
+    for (const layer of layers) {
+      const name = layer.name.split(", ")[0];
+      if (!groups.length || groups[groups.length - 1].name !== name) groups.push({name, first: layer.first});
+      groups[groups.length - 1].last = layer.last;
+    }
+    const select = body.querySelector("select"), tiles = Array.from(body.querySelectorAll(".tiles div"));
+    const canvases = Array.from(body.querySelectorAll("canvas")), rows = body.querySelector("tbody");
+    const kept = "#5b8fc7", flipped = "#8b1a0e", near = "#e8590c";
+    let epsilon = values[0];
+    lowest -= 0.15; highest += 0.15;
+
+    const pruned = k => (select.value === "signed" ? ratio[k] : Math.abs(ratio[k])) < round(epsilon);
+    function sums(layer) {
+      const found = {pruned: 0, flips: 0, gap: 0, way: 0};
+      for (let k = layer.first; k < layer.last; k++) if (pruned(k)) {
+        found.pruned++; found.gap += gap[k]; found.way += way[k];
+        if (ratio[k] < 0) found.flips++;
+      }
+      return found;
+    }
+
+    function tile(index, big, small) {
+      const strong = document.createElement("b");
+      strong.textContent = big;
+      tiles[index].replaceChildren(strong, small);
+    }
+
+    function numbers() {
+      const all = sums({first: 0, last: size}), each = layers.map(sums);
+      tile(0, percent(all.pruned / size), "pruned: " + count(all.pruned) + " of " + count(size) + " parameters");
+      tile(1, percent(all.gap / gaps), "of the numerator goes");
+      tile(2, percent(all.way / ways), "of the denominator goes");
+      tile(3, count(all.flips) + " of " + count(flips), "sign flips pruned");
+      const left = ways - all.way > 1e-12 ? ((gaps - all.gap) / (ways - all.way)).toFixed(3) : "0 / 0, nothing is left";
+      body.querySelector(".loss").textContent = "Loss on the parameters that stay: " + left + "; on all of them (MTT): "
+        + (gaps / ways).toFixed(3) + ".";
+      rows.replaceChildren(...layers.map((layer, index) => {
+        const row = document.createElement("tr"), head = document.createElement("th"), sum = each[index];
+        head.scope = "row"; head.textContent = layer.name;
+        const cell = document.createElement("td"), bar = document.createElement("div"), track = document.createElement("span");
+        const share = document.createElement("em");
+        for (const [color, part] of [[flipped, sum.flips], [near, sum.pruned - sum.flips]]) {
+          const piece = document.createElement("i");
+          piece.style.background = color; piece.style.width = 100 * part / layer.length + "%";
+          track.append(piece);
+        }
+        bar.className = "bar"; share.textContent = percent(sum.pruned / layer.length); bar.append(track, share); cell.append(bar);
+        row.append(head, cell);
+        for (const part of [sum.gap / gaps, sum.way / ways]) {
+          const number = document.createElement("td");
+          number.className = "number"; number.textContent = percent(part); row.append(number);
+        }
+        return row;
+      }));
+    }
+
+    function panels() {
+      canvases.forEach((canvas, index) => {
+        const group = groups[index], wide = canvas.clientWidth || 150, tall = 150, sharp = window.devicePixelRatio || 1;
+        canvas.width = Math.round(wide * sharp); canvas.height = Math.round(tall * sharp);
+        const pen = canvas.getContext("2d"), left = 42, right = 8, top = 6, bottom = 18;
+        pen.scale(sharp, sharp);
+        const x = r => left + (wide - left - right) * (r + 1) / 2;
+        const y = h => tall - bottom - (tall - top - bottom) * (h - lowest) / ((highest - lowest) || 1);
+        const edges = select.value === "signed" ? [-1.03, epsilon] : [-epsilon, epsilon];
+        pen.fillStyle = "#fdf0e6"; pen.fillRect(x(edges[0]), top, x(edges[1]) - x(edges[0]), tall - top - bottom);
+        pen.strokeStyle = "#afb8c1"; pen.lineWidth = 1; pen.beginPath();
+        pen.moveTo(left - 3, top); pen.lineTo(left - 3, tall - bottom); pen.lineTo(wide - right + 3, tall - bottom);
+        pen.moveTo(x(0), top); pen.lineTo(x(0), tall - bottom); pen.stroke();
+        pen.fillStyle = "#57606a"; pen.font = "11px sans-serif"; pen.textAlign = "center";
+        for (const r of [-1, 0, 1]) pen.fillText(r < 0 ? "−1" : r, x(r), tall - 4);
+        pen.textAlign = "right";
+        for (let h = Math.ceil(lowest); h <= highest; h += 2) pen.fillText(10 ** h >= 1 ? "1" : (10 ** h).toFixed(-h), left - 6, y(h) + 4);
+        const draw = (color, alpha, wanted) => {
+          pen.fillStyle = color; pen.globalAlpha = alpha;
+          for (let k = group.first; k < group.last; k++) if (wanted(k)) pen.fillRect(x(ratio[k]) - 1, y(high[k]) - 1, 2, 2);
+        };
+        draw(kept, 0.5, k => !pruned(k));
+        draw(near, 0.9, k => pruned(k) && ratio[k] >= 0);
+        draw(flipped, 0.9, k => pruned(k) && ratio[k] < 0);
+        pen.globalAlpha = 1; pen.strokeStyle = "#1f2328"; pen.beginPath();
+        for (const edge of edges.filter(edge => edge >= -1)) { pen.moveTo(x(edge), top); pen.lineTo(x(edge), tall - bottom); }
+        pen.stroke();
+        const sum = sums(group);
+        canvas.setAttribute("aria-label", group.name + ": " + count(sum.pruned) + " of " + count(group.last - group.first)
+          + " parameters pruned, " + count(sum.flips) + " of them sign flips");
+      });
+    }
+
+    const update = () => { numbers(); panels(); };
+    select.addEventListener("change", update);
+    let seen = 0;
+    if (window.ResizeObserver) new ResizeObserver(() => {
+      if (body.clientWidth !== seen) { seen = body.clientWidth; panels(); }
+    }).observe(body);
+    return function (value) { epsilon = value; update(); };"""
+
+
+def epsilon_explorer(
+    student: Tensor, target: Tensor, start: Tensor, layers: Mapping[str, int], *, at: float = 0.1, uid: str | None = None,
+    label: str = "epsilon, pruning threshold",
+) -> Widget:
+    """Slide DDPP's epsilon from 0 to 1: which parameters of each layer go, with how much of numerator and denominator.
+
+    student, target, start: (P,), where the student arrived, where it should have, and where it set out (DDPP, eqs. 5 to 8);
+    stored in the page as float32, from which the browser computes what `ddpp.keep_mask` does, under both readings of a
+    negative ratio. layers: name to number of parameters, in the order of the vectors; what stands before ", " in a name
+    says which of the small pictures shows it. at: the first epsilon, in hundredths.
+    """
+    vectors = {name: vector.detach().cpu().float().contiguous() for name, vector in
+               (("student", student), ("target", target), ("start", start))}
+    sizes = {tuple(vector.shape) for vector in vectors.values()}
+    total = sum(layers.values())
+    if sizes != {(total,)}:
+        found = ", ".join(map(str, sorted(sizes)))
+        raise ValueError(f"student, target and start must be vectors of the {total} parameters that layers names, got {found}")
+    if not all(torch.isfinite(vector).all() for vector in vectors.values()):
+        raise ValueError("student, target and start must be finite")
+    groups = dict.fromkeys(name.split(", ")[0] for name in layers)
+    figures = "".join(f'<figure><figcaption>{escape(name)}</figcaption><canvas role="img"></canvas></figure>' for name in groups)
+    key = '<span class="key" style="background:{}"></span>{}'
+    keys = [key.format(color, text) for color, text in
+            (("#5b8fc7", "stays, "), ("#8b1a0e", "pruned, signs differ, "), ("#e8590c", "pruned, signs agree. "))]
+    body = (
+        '<div class="epsilon"><div class="rule"><label>A negative ratio counts <select autocomplete="off">'
+        '<option value="signed">with its sign: every sign flip is pruned</option>'
+        '<option value="absolute">by its size: signs are ignored</option></select></label></div>'
+        '<div class="tiles" aria-live="polite"><div></div><div></div><div></div><div></div></div><p class="said loss"></p>'
+        f'<div class="panels">{figures}</div><p class="said">Each dot is a parameter: {"".join(keys)}'
+        "Across: the ratio of the smaller to the larger of student and expert. Up: the size of the larger, each tick a factor of 100."
+        '</p><div class="values"><table><thead><tr><th scope="col">layer</th><th scope="col">share pruned</th>'
+        '<th scope="col" class="number">of the numer&shy;ator</th><th scope="col" class="number">of the denom&shy;inator</th>'
+        "</tr></thead><tbody></tbody></table></div><noscript>The pictures and numbers need JavaScript.</noscript></div>"
+    )
+    data = {name: base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode("ascii") for name, vector in vectors.items()}
+    epsilons = [k / 100 for k in range(101)]
+    return page(
+        uid, label=label, values=epsilons, texts=[f"{value:.2f}" for value in epsilons], start=at, script=_EPSILON_SCRIPT,
+        data={**data, "layers": list(layers.items())}, body=body, css=_EPSILON_CSS,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts

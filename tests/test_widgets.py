@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 from ddlib import plots, widgets
+from ddlib.methods import ddpp
 
 NASTY = 'a<b>"&\'</script><script>alert(1)</script>'
 CURVES = {"Random": [(10, 66.0, 1.0), (1, 40.0, 3.2)], "DM": [(1, 52.0, None), (10, 72.0, float("nan"))]}
@@ -34,6 +35,25 @@ def explorer(**changes):
         "max_ipc": 12, "start": 10, "full_size": 150, "uid": "ipc",
     }
     return widgets.ipc_explorer(**(arguments | changes))
+
+
+LAYERS = {"block 1, weights": 400, "block 1, bias": 5, "linear, weights": 95}
+
+
+def three_vectors(total=500):
+    """Student, target and start with every hard case: flips, zeros, tiny numbers, and ratios that are an epsilon exactly."""
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(total, generator=rng) * 10 ** (-6 * torch.rand(total, generator=rng))
+    student, target = (start * (1 + torch.randn(total, generator=rng)) for _ in range(2))
+    student[:6] = torch.tensor([0.0, 0.0, 1e-30, 0.1, 0.5, -0.1])
+    target[:6] = torch.tensor([0.0, 1.0, -1e-30, 1.0, 1.0, 1.0])
+    return student, target, start
+
+
+def pruning(**changes):
+    student, target, start = three_vectors()
+    arguments = {"student": student, "target": target, "start": start, "layers": LAYERS, "uid": "eps"}
+    return widgets.epsilon_explorer(**(arguments | changes))
 
 
 class Structure(HTMLParser):
@@ -63,6 +83,7 @@ WIDGETS = {
     "page": lambda **o: widgets.page(label="x", values=[1, 2], script="return v => { body.textContent = v; };",
                                      **({"uid": None} | o)),
     "ipc_explorer": lambda **o: explorer(**o),
+    "epsilon_explorer": lambda **o: pruning(**o),
 }
 
 
@@ -73,7 +94,8 @@ def test_a_page_widget_has_a_labelled_slider_and_an_output(name):
     assert page.elements[0] == ("div", {"class": "ddlib-widget", "id": "my-widget"})
     slider = page.one("input")
     assert slider["type"] == "range" and slider["aria-valuetext"]
-    assert page.one("label")["for"] == page.one("output")["for"] == slider["id"]
+    label = next(attributes for tag, attributes in page.elements if tag == "label")       # another knob's label is in its body
+    assert label["for"] == page.one("output")["for"] == slider["id"]
     assert "my-widget" in repr(widget)
 
 
@@ -155,6 +177,10 @@ def test_a_pyplot_figure_is_not_left_to_be_shown_twice():
         (lambda: explorer(classes=["a"]), "name every row"),
         (lambda: explorer(images_by_class=pictures().float()), "uint8"),
         (lambda: explorer(curves={"DM": [(0, 1, 1)]}), "positive"),
+        (lambda: pruning(layers={"all": 499}), "vectors of the 499 parameters"),
+        (lambda: pruning(start=torch.zeros(3)), r"\(3,\), \(500,\)"),
+        (lambda: pruning(target=torch.full((500,), torch.nan)), "finite"),
+        (lambda: pruning(at=0.005), "not among the values"),
     ],
 )
 def test_wrong_arguments_are_answered_in_one_sentence(call, message):
@@ -306,6 +332,44 @@ def test_the_explorer_draws_the_pictures_it_was_given(show):
     read = """c => [0, 1, 2].map(k => c.getContext("2d").getImageData((k + .5) * c.width / 3, c.height / 2, 1, 1).data[0])"""
     page.wait_for_function("c => c.getContext('2d').getImageData(1, 1, 1, 1).data[3] > 0", arg=canvas.element_handle())
     assert canvas.evaluate(read)[1:] == [0, 255]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("rule", ["signed", "absolute"])
+def test_the_epsilon_explorer_computes_what_the_library_does(show, rule):
+    student, target, start = three_vectors()
+    page = show(pruning())
+    page.locator("#eps select").select_option(rule)
+    number = lambda text: float(text.replace("\u00a0%", ""))
+    for epsilon in (0, 0.01, 0.1, 0.5, 0.9, 1):
+        page.locator("#eps input").fill(str(epsilon))
+        away = ~ddpp.keep_mask(student, target, epsilon, rule)
+        tiles = page.locator("#eps .tiles div").all_inner_texts()
+        assert f"pruned: {int(away.sum())} of 500 parameters" in tiles[0]
+        for tile, end in ((tiles[1], student), (tiles[2], start)):
+            squares = (end.double() - target.double()).square()
+            assert number(tile.split("\n")[0]) == pytest.approx(100 * (squares[away].sum() / squares.sum()).item(), abs=0.051)
+        assert tiles[3].startswith(f"{int((away & (student * target.sign() < 0)).sum())} of ")
+        shares = [number(share) for share in page.locator("#eps tbody em").all_inner_texts()]
+        assert shares == pytest.approx([100 * part.double().mean().item() for part in away.split(list(LAYERS.values()))], abs=0.051)
+
+
+@pytest.mark.browser
+def test_the_epsilon_explorer_redraws_for_the_slider_and_for_the_rule(show):
+    page = show(pruning(), width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("#eps output").inner_text() == "0.10"
+    look = lambda: page.locator("#eps canvas").evaluate_all("all => all.map(c => c.toDataURL() + c.getAttribute('aria-label'))")
+    assert page.locator("#eps figcaption").all_inner_texts() == ["block 1", "linear"] and len(look()) == 2
+    before = look()
+    page.locator("#eps input").press("ArrowRight")
+    assert page.locator("#eps output").inner_text() == "0.11" and look() != before
+    before = look()
+    page.locator("#eps select").focus()
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#eps select").input_value() == "absolute" and look() != before
+    page.locator("#eps input").fill("0")
+    assert page.locator("#eps .tiles b").first.inner_text() == "0.0\u00a0%"   # without signs nothing is below 0
 
 
 @pytest.mark.browser
