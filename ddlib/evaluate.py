@@ -324,7 +324,11 @@ def mixed(batches: Iterator[train.Batch], probability: float, rng: torch.Generat
 
 def peak_rss_mb() -> float:
     """The most memory this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    try:                                                 # on Linux ru_maxrss would start from the parent process's peak
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, IndexError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 COLUMNS = ("dataset", "method", "ipc", "train_arch", "eval_arch", "variant", "accuracy_mean", "accuracy_std", "n", "protocol",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import ctypes
 import dataclasses
 import fcntl
 import hashlib
@@ -45,19 +44,6 @@ def device_name(device: torch.device | str) -> str:
     """How a device is called in tables: the GPU's name, or the number of CPU threads in use."""
     device, threads = torch.device(device), torch.get_num_threads()
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({threads} thread{'s' * (threads > 1)})"
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed blocks instead of returning each large activation to the system: 1.4 to 1.9 times faster training.
-
-    The Makefile sets the same by environment variables, which also reach other processes; here they count if set. Does
-    nothing with another C library.
-    """
-    if sys.platform != "linux" or "MALLOC_MMAP_MAX_" in os.environ:
-        return
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):                # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            mallopt(parameter, value)
 
 
 def folder(*parts: str) -> Path:

@@ -45,8 +45,8 @@ def three_vectors(total=500):
     rng = torch.Generator().manual_seed(0)
     start = torch.randn(total, generator=rng) * 10 ** (-6 * torch.rand(total, generator=rng))
     student, target = (start * (1 + torch.randn(total, generator=rng)) for _ in range(2))
-    student[:6] = torch.tensor([0.0, 0.0, 1e-30, 0.1, 0.5, -0.1])
-    target[:6] = torch.tensor([0.0, 1.0, -1e-30, 1.0, 1.0, 1.0])
+    student[:8] = torch.tensor([0.0, 0.0, 1e-30, 0.01, 0.1, 0.5, 0.9, -0.1])
+    target[:8] = torch.tensor([0.0, 1.0, -1e-30, 1.0, 1.0, 1.0, 1.0, 1.0])
     return student, target, start
 
 

@@ -109,10 +109,10 @@ def main(method: Method) -> int:
 
 
 def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: dict[str, Any], command: str) -> None:
-    from ddlib import evaluate, runs
+    from ddlib import evaluate, runs, train
 
     started = time.monotonic()
-    runs.keep_memory()
+    train.keep_freed_memory()
     config = dataclasses.replace(preset(method, arguments.preset), **changes)
     out = arguments.out or runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}")
     networks = [parse_network(text) for text in arguments.networks] or [(config.network, config.width)]
