@@ -101,6 +101,7 @@ class Protocol:
 PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol(name="strict", source="ours: one recipe and one number of steps for every method, last step, test read once", steps=1000),
     Protocol(name="strict-cpu", source="strict with a fifth of the steps", steps=200),
+    Protocol(name="strict-cpu-alpha", source="strict-cpu at the step size that the set has learned", steps=200, lr="alpha"),
     Protocol(name="dc", source="DC code; five sets of twenty networks there", repeats=20, epochs=300, schedule="drop", augment=""),
     Protocol(name="dc-mnist", source="DC code for MNIST and for networks with batch norm", repeats=20, epochs=1000, schedule="drop",
              augment="crop_scale_rotate"),

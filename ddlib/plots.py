@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
@@ -52,29 +53,38 @@ STYLE: dict[str, Any] = {
     "axes.facecolor": "white", "text.color": "#222222", "axes.labelcolor": "#222222", "axes.edgecolor": "#5f5f5f",
     "xtick.color": "#5f5f5f", "ytick.color": "#5f5f5f", "font.family": "DejaVu Sans", "image.interpolation": "nearest",
 }
+LETTERS = ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
+LARGER = 1.3  # letters of a full-width figure: a telephone shrinks it to less than half
 
 
 class BookFigure(Figure):
     """A figure that any notebook can show, with or without `%matplotlib inline`."""
 
+    letters: Any = None  # the sizes that were set when the figure was made
+
     def draw(self, renderer: Any) -> None:
-        with style():  # matplotlib makes ticks when it draws: they need the style too
+        with style(), matplotlib.rc_context(self.letters):  # matplotlib makes ticks when it draws: they need the style too
             super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         return png(self)
 
 
-def style():
-    """The book's style as a context: `with plots.style(): ...`; outside it nothing changes."""
+def style(size: tuple[float, float] = HALF):
+    """The book's style as a context: `with plots.style(): ...`; outside it nothing changes.
+
+    size: of the figure to be made; one of more than about five inches gets larger letters.
+    """
     defaults: Any = matplotlib.rcParamsDefault
     settings: Any = {name: value for name, value in defaults.items() if not name.startswith("backend")}
-    return matplotlib.rc_context(settings | STYLE)
+    return matplotlib.rc_context(settings | STYLE | {name: STYLE[name] * (LARGER if _wide(size[0]) else 1) for name in LETTERS})
 
 
 def figure(size: tuple[float, float] = HALF) -> BookFigure:
     fig = BookFigure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(fig)
+    settings: Any = matplotlib.rcParams
+    fig.letters = {name: settings[name] for name in LETTERS}
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:  # whatever imports pyplot in a notebook (ipywidgets does) takes over figures, unless their class is known
         shell.display_formatter.formatters["image/png"].for_type(BookFigure, png)
@@ -221,19 +231,20 @@ def _rows_figure(
                 canvas[top : top + height, left : left + width] = image
         canvases.append(canvas)
 
-    left = 0.12 + 0.075 * max((len(name) for name in names), default=0)  # inches for names at 9 points
+    larger = LARGER if len(blocks) == 1 and max(counts) > 7 else 1  # a grid that fills the width
+    left = 0.12 + 0.075 * larger * max((len(name) for name in names), default=0)  # inches for names at 9 points
     gutter = 0.14
     room = FULL[0] - left - gutter * (len(blocks) - 1) - 0.06
     cell = min(room / sum(canvas.shape[1] for canvas in canvases) * (height + gap), 0.62 if max(counts) > 3 else 0.45)  # inches per image
     scale = cell / (height + gap)
     wide = [max(canvas.shape[1] * scale, 0.085 * len(name or "")) for canvas, (name, _) in zip(canvases, blocks, strict=True)]
-    top = 0.06 + (0.22 if title else 0) + (0.2 if any(name for name, _ in blocks) else 0)
-    caption_lines = _wrap(caption, FULL[0]) if caption else []
-    bottom = 0.06 + 0.17 * len(caption_lines)
+    top = 0.06 + (0.22 * larger if title else 0) + (0.2 if any(name for name, _ in blocks) else 0)
+    caption_lines = _wrap(caption, FULL[0] / larger) if caption else []
+    bottom = 0.06 + 0.17 * larger * len(caption_lines)
     picture = canvases[0].shape[0] * scale
     total_width = left + sum(wide) + gutter * (len(blocks) - 1) + 0.06
-    total_width = max(total_width, HALF[0], *(0.2 + 0.068 * len(line) for line in caption_lines or [""]))
-    total_width = max(total_width, 0.2 + 0.075 * len(title or ""))
+    total_width = max(total_width, HALF[0], *(0.2 + 0.068 * larger * len(line) for line in caption_lines or [""]))
+    total_width = max(total_width, 0.2 + 0.075 * larger * len(title or ""))
     total_height = top + picture + bottom
 
     with style():
@@ -250,17 +261,17 @@ def _rows_figure(
                 spine.set_visible(False)
             if index == 0:
                 centres = [r * (height + gap) + (height - 1) / 2 for r in range(len(rows))]
-                ax.set_yticks(centres, names, fontsize=9)
+                ax.set_yticks(centres, names, fontsize=9 * larger)
                 ax.tick_params(length=0, pad=3, labelcolor="#222222")
             if name:
-                ax.set_title(name, fontsize=9, weight="bold", pad=3)
+                ax.set_title(name, fontsize=9 * larger, weight="bold", pad=3)
             x += wide[index] + gutter
         if title:
-            fig.text(0.06 / total_width, 1 - 0.05 / total_height, title, va="top", ha="left", fontsize=9, weight="bold")
+            fig.text(0.06 / total_width, 1 - 0.05 / total_height, title, va="top", ha="left", fontsize=9 * larger, weight="bold")
         if caption_lines:
             fig.text(
                 0.06 / total_width, 0.05 / total_height, "\n".join(caption_lines),
-                va="bottom", ha="left", fontsize=8, color="#5f5f5f", linespacing=1.3,
+                va="bottom", ha="left", fontsize=8 * larger, color="#5f5f5f", linespacing=1.3,
             )
         return fig
 
@@ -286,7 +297,7 @@ def accuracy_curve(
     """
     if not series and not published:
         raise ValueError("accuracy_curve needs at least one series, as {method: (x, mean, std)}")
-    with style():
+    with style(size):
         fig = figure(size)
         ax = fig.subplots()
         every: list[float] = []
@@ -332,7 +343,7 @@ def loss_curve(
     smooth: length of a running mean, drawn over the faint raw values. log: logarithmic y axis.
     """
     lines = dict(losses) if isinstance(losses, Mapping) else {"": losses}
-    with style():
+    with style(size):
         fig = figure(size)
         ax = fig.subplots()
         for index, (name, values) in enumerate(lines.items()):
@@ -371,7 +382,7 @@ def bars(
     names = list(dict.fromkeys([*values, *published]))
     if not names:
         raise ValueError("bars needs at least one value, as {method: (mean, std)}")
-    with style():
+    with style(size):
         fig = figure(size)
         ax = fig.subplots()
         tops = []
@@ -393,12 +404,12 @@ def bars(
                 if abs(paper - top) < 0.1 * max(top, paper) or name not in values:
                     top = max(top, paper) if name in values else top  # keep the number off the dashed line
             tops.append(top)
-            ax.annotate(text, (index, top), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8,
-                        zorder=5)
+            ax.annotate(text, (index, top), (0, 3), textcoords="offset points", ha="center", va="bottom",
+                        fontsize=matplotlib.rcParams["xtick.labelsize"], zorder=5)
         papers = [_pair(value)[0] for value in published.values()]
         ax.set_ylim(min(0, *tops, 0), 1.12 * max([*tops, *papers, 1e-12]))
         ax.set_xlim(-0.6, len(names) - 0.4)
-        rotate = sum(len(name) for name in names) * 0.085 > size[0] - 0.7
+        rotate = sum(len(name) for name in names) * 0.085 * (LARGER if _wide(size[0]) else 1) > size[0] - 0.7
         ax.set_xticks(range(len(names)), names, rotation=30 if rotate else 0, ha="right" if rotate else "center")
         ax.tick_params(axis="x", length=0, labelcolor="#222222")
         _finish(ax, "", ylabel, title)
@@ -420,37 +431,45 @@ def features_scatter(
 ) -> Figure:
     """Images as points of a plane, the chosen ones marked.
 
-    points: (N, 2). chosen: indices (n,), or {method: indices}, drawn in the method's colour with a dark edge.
-    labels: (N,) integers; without them all points are grey, with them each class has a faint colour.
+    points: (N, 2). chosen: indices (n,), or {method: indices}, drawn in the method's colour with a dark edge; a name that
+    is no method takes the colour of each point's class. labels: (N,) integers; without them all points are grey, with them
+    each class has a faint colour.
     """
     plane = _array(points).astype(float)
     if plane.ndim != 2 or plane.shape[1] != 2:
         raise ValueError(f"features_scatter needs points of shape (N, 2), got {plane.shape}; project features first")
     picks = dict(chosen) if isinstance(chosen, Mapping) else {} if chosen is None else {"chosen": chosen}
-    with style():
+    with style(size):
         fig = figure(size)
         ax = fig.subplots()
         dot: dict[str, Any] = {"s": 9, "lw": 0, "alpha": 0.55 if len(plane) < 2000 else 0.3}
+        paints = np.full((len(plane), 4), to_rgba("#222222"))  # of a chosen point that belongs to no method
         if labels is None:
             ax.scatter(plane[:, 0], plane[:, 1], color="#9aa4b2", label="all images", **dot)
         else:
             target = _labels(labels, len(plane))
             for index, label in enumerate(np.unique(target)):
                 rows = target == label
-                faint = matplotlib.colormaps["tab10"](index % 10)
-                ax.scatter(plane[rows, 0], plane[rows, 1], color=faint, label=_class_name(classes, label), **dot)
+                paints[rows] = matplotlib.colormaps["tab10"](index % 10)
+                ax.scatter(plane[rows, 0], plane[rows, 1], color=paints[rows][0], label=_class_name(classes, label), **dot)
         for index, (name, which) in enumerate(picks.items()):
             rows = _array(which).astype(int)
             marker = METHOD_MARKERS.get(name, CHOSEN_MARKERS[index % len(CHOSEN_MARKERS)])
-            paint = METHOD_COLORS.get(name, "#222222")
-            ax.scatter(plane[rows, 0], plane[rows, 1], s=58, marker=marker, color=paint, edgecolor="#222222", lw=0.8,
-                       label=name, zorder=5)
+            mark: dict[str, Any] = {"s": 58, "marker": marker, "edgecolor": "#222222", "lw": 0.8, "zorder": 5}
+            paint = METHOD_COLORS.get(name)
+            ax.scatter(plane[rows, 0], plane[rows, 1], color=paint or paints[rows], **mark)
+            ax.scatter([], [], color=paint or ("#222222" if labels is None else "white"), label=name, **mark)
         _finish(ax, xlabel, ylabel, title)
         _legend(fig, ax)
         return fig
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts
+
+
+def _wide(inches: float) -> bool:
+    """Nearer to the full width of a page than to half of it."""
+    return inches > (HALF[0] + FULL[0]) / 2
 
 
 def _finish(ax: Axes, xlabel: str, ylabel: str, title: str | None) -> None:
@@ -467,7 +486,7 @@ def _legend(fig: Figure, ax: Axes) -> None:
     handles, names = ax.get_legend_handles_labels()
     if not handles:
         return
-    if fig.get_figwidth() > (HALF[0] + FULL[0]) / 2:
+    if _wide(fig.get_figwidth()):
         fig.legend(handles, names, loc="outside right upper")
     else:
         fig.legend(handles, names, loc="outside upper left", ncols=2, columnspacing=1.0, handlelength=1.6)

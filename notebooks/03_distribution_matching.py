@@ -10,7 +10,7 @@
 # network trained on them should not notice the difference. And the cheapest networks to think of are random ones.
 
 # %%
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -32,16 +32,18 @@ config = replace(config, ipc=ipc or config.ipc, seed=seed)
 recipe = evaluate.with_options(protocol, network=config.network, width=config.width, repeats=repeats)
 folder = runs.Path(out) if out else runs.folder("03_distribution_matching", f"{preset}-ipc{config.ipc}-{seed}")
 real = data.load(config.dataset).to(runs.pick_device())
-config
+papers.Table(("setting", "value"), tuple((name, str(value)) for name, value in asdict(config).items()), caption=f"preset {preset}")
 
 # %% [markdown]
 # ## The equation
 # Let $\phi_\theta(x)$ be what a network with random weights $\theta$ computes before its last layer: the *embedding* of image
-# $x$. For a class $c$, take $B$ real images and the synthetic ones, and compare the **means** of their embeddings:
+# $x$. For a class $c$, take $B$ real images (`real_batch`) and the synthetic ones, and compare the **means** of their embeddings:
 #
 # $$
-# \mathcal L(\mathcal S)=\sum_{c=1}^{C}\Big\|\frac1B\sum_{b=1}^{B}\phi_\theta\big(\mathcal A_\omega(x^{real}_{c,b})\big)
-# -\frac1{\mathrm{IPC}}\sum_{i=1}^{\mathrm{IPC}}\phi_\theta\big(\mathcal A_\omega(x^{syn}_{c,i})\big)\Big\|_2^2 .
+# \begin{aligned}
+# \mathcal L(\mathcal S)=\sum_{c=1}^{C}\Big\|\;&\frac1B\sum_{b=1}^{B}\phi_\theta\big(\mathcal A_\omega(x^{real}_{c,b})\big)\\
+# {}-{}&\frac1{\mathrm{IPC}}\sum_{i=1}^{\mathrm{IPC}}\phi_\theta\big(\mathcal A_\omega(x^{syn}_{c,i})\big)\Big\|_2^2 .
+# \end{aligned}
 # $$
 #
 # The weights $\theta$ are drawn from the usual random initialisation.
@@ -49,8 +51,7 @@ config
 # class get the same draw $\omega$. Every step draws a new $\theta$; the gradient with respect to the pixels moves the
 # synthetic images; nothing else is ever trained. Two sets have the same mean under *all* functions exactly when they have the
 # same distribution, which is why matching means under many random networks matches more than means.
-
-# %% [markdown]
+#
 # ## By hand
 # Five steps, with nothing from the method's own file. First the loss, as a loop that is visibly the equation:
 
@@ -106,8 +107,8 @@ print("five steps by hand equal five steps of the library:", difference < 1e-3)
 # %% [markdown]
 # ## Try it
 # What does a random network see? Below, the real images of two classes through one random network, projected on their two main
-# directions, with the mean of each class. DM pulls the mean of a class's synthetic images towards this
-# point, under a new network each step. Even an untrained network mostly keeps these two classes apart.
+# directions; the large points are the means of the two classes. DM pulls the mean of a class's synthetic images towards the point
+# of its class, under a new network each step. Even an untrained network mostly keeps these two classes apart.
 
 # %%
 shown = (1, min(6, real.num_classes - 1))                                 # two classes
@@ -124,7 +125,7 @@ plots.features_scatter(plane, {"class mean": torch.arange(len(plane) - 2, len(pl
 # %% [markdown]
 # ## A small run
 # Now the run that the parameters above ask for. It resumes if it was interrupted, and is read from its folder if it is there
-# already.
+# already. The lines tell the step, the loss (*match*) and the length of its gradient.
 
 # %%
 result = runs.run(dm, config, folder, real=real, snapshots=5)
@@ -132,26 +133,43 @@ syn = result.syn
 syn.show()
 
 # %% [markdown]
-# The images started as real ones. The picture is clipped: many stored values lie far outside the range of real pixels and show as
-# pure black or white, so what one sees is the silhouette, and the network sees more. The next picture slides through the run:
+# Nearly all of it is black or white, because the picture is clipped: at this learning rate most stored values leave the range of real
+# pixels. The networks see the values, not the picture, so here is the first image of each class again, rescaled, beside the
+# photograph that it started from (the run's random stream begins with drawing it):
 
 # %%
-def first_of_each(syn):
-    return syn.pixels()[0].unflatten(0, (real.num_classes, -1))[:, 0]                     # (C, c, h, w)
+def first_of_each(images):
+    return images.detach().unflatten(0, (real.num_classes, -1))[:, 0]                     # (C, c, h, w)
 
 
-widgets.film({step: first_of_each(kept) for step, kept in (result.snapshots() or {config.steps: syn}).items()}, real.classes)
+start = distilled.PixelSet.from_real(real, config.ipc, runs.stream(config.seed, "dm"))
+assert start.meta["indices"] == syn.meta["started_from"]
+values = first_of_each(syn.preprocess.inverse(syn.images))                                # as stored: not clipped
+low, high = values.amin(dim=(1, 2, 3), keepdim=True), values.amax(dim=(1, 2, 3), keepdim=True)
+outside = ((values < 0) | (values > 1)).float().mean().item()
+plots.selection_grid({"start": first_of_each(start.pixels()[0]), "clipped": values, "rescaled": (values - low) / (high - low)},
+                     caption=f"Stored values from {values.min():.1f} to {values.max():.1f}, {100 * outside:.0f} % of them outside 0 to 1. "
+                             "Rescaled: black is the smallest value of each image, white its largest.")
+
+# %% [markdown]
+# Rescaled, an image is a blend of many members of its class, with outlines and texture that no photograph has. The next picture
+# slides through the run, from the photographs (step 0) on, clipped:
+
+# %%
+moments = {0: start, **(result.snapshots() or {config.steps: syn})}
+widgets.film({step: first_of_each(kept.pixels()[0]) for step, kept in moments.items()}, real.classes)
 
 # %% [markdown]
 # The loss falls and stays noisy: every step has another network and another real batch, so this is a stochastic estimate of
-# something that never gets to zero. A handful of images cannot have the mean of a class under *every* network.
+# something that never gets to zero. A handful of images cannot have the mean of a class under *every* network. Pale: the loss of
+# each step; solid: the mean of the 20 steps around it, which is why it begins late and ends early.
 
 # %%
 metrics = result.metrics()
 plots.loss_curve({"DM": metrics["match"]}, ylabel="matching loss", smooth=20)
 
 # %% [markdown]
-# Does it help? Fresh networks are trained on the distilled images and on as many random real ones, with one protocol, and see
+# Most of the fall happens in the first fifty steps. Does it help? Fresh networks are trained on the distilled images and on as many random real ones, with one protocol, and see
 # the test set once. For Random every network gets a new draw, so its spread includes the luck of the draw.
 
 # %%
@@ -172,8 +190,11 @@ margin = 100 * (ours.mean - baseline.mean)                                # in p
 assert margin > 5 or (preset, ipc) != ("cpu", 0)                          # a claim about the default run, not about every run
 print("DM beats Random by more than 5 points:", margin > 5)
 
+# %% [markdown]
+# With a kernel, the next cell distils again at every move of its slider: one image per class, 40 steps, in a few seconds. At a learning
+# rate of 0.1 the photographs hardly change; where do they stop looking like clothes?
+
 # %% tags=["live"]
-# Live (needs a kernel): distil again, 40 steps with a learning rate of your choice. A few seconds a move.
 def again(pixel_lr):
     *_, step = dm.distill(real, replace(config, ipc=1, steps=40, pixel_lr=pixel_lr))
     return step.syn.show()
@@ -219,8 +240,7 @@ papers.beside([row | {"minutes": ""} for row in rows], dataset=config.dataset, i
 #
 # What a run of this size can show: that matched images beat drawn ones by a wide margin at one image per class. What it
 # cannot show: the second digit of anything, or how DM compares with a method that is one point better.
-
-# %% [markdown]
+#
 # ## Exercises
 # Solutions are folded below each question.
 #
@@ -241,10 +261,14 @@ def exact_loss(syn):
     return total
 
 
+left = {}
 for real_batch in (2, 8, 64):
     *_, step = dm.distill(real, replace(config, ipc=1, steps=60, real_batch=real_batch))
-    print(f"real_batch {real_batch:2d}: exact loss {exact_loss(step.syn):.1f}")
-print("Few images make a noisy target; momentum and many steps average much of the noise away, not all of it.")
+    left[real_batch] = exact_loss(step.syn)
+    print(f"real_batch {real_batch:2d}: exact loss {left[real_batch]:.1f}")
+print(f"From 2 to 8 images the loss changes by {left[8] - left[2]:+.1f}, from 8 to 64 by {left[64] - left[8]:+.1f}.")
+# Few images make a noisy target. Momentum and many steps average a part of the noise away, so that with the default preset the first
+# step, four times the images, helps more than the second one, eight times the images; how large a step needs depends on the run.
 
 # %% [markdown]
 # **2. Change an equation.** Match the variance of the embeddings too, and say why this does nothing at IPC 1.

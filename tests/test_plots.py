@@ -198,6 +198,16 @@ def test_selections_may_lack_a_class():
     assert fig.axes[1].images[0].get_array().shape[0] == 3 * 9 - 1
 
 
+def test_letters_can_be_read_where_a_figure_is_350_pixels_wide():
+    pixels, labels = images(10)
+    wide = plots.bars({"Random": (51, 3.2), "DM": 70.24}, title="two methods")
+    half = plots.bars({"Random": (51, 3.2), "DM": 70.24}, title="two methods", size=plots.HALF)
+    for fig in (wide, half, plots.image_grid(pixels, labels, CLASSES), plots.loss_curve([1.0, 2.0], size=plots.FULL)):
+        plots.png(fig)                                           # ticks are made when a figure is drawn
+        letters = [text for text in fig.findobj(matplotlib.text.Text) if text.get_text() and text.get_visible()]
+        assert letters and min(text.get_fontsize() for text in letters) / 72 / max(3.5, fig.get_figwidth()) * 350 >= 7
+
+
 def test_ours_are_solid_and_coloured_published_dashed_and_grey():
     fig = plots.accuracy_curve({"DM": ([10, 1], [60, 50], [1, 2])}, "images per class", {"DM": ([1, 10], [70, 80])})
     paper, ours = fig.axes[0].lines
@@ -236,9 +246,12 @@ def test_bars_show_values_spread_and_what_was_not_run():
 def test_chosen_points_are_marked_in_the_methods_colour():
     points = np.arange(20.0).reshape(10, 2)
     fig = plots.features_scatter(points, {"Herding": [3]}, [0, 1] * 5, ["coat", "bag"])
-    chosen = fig.axes[0].collections[-1]
+    chosen = fig.axes[0].collections[-2]                        # the last one is for the legend
     assert np.allclose(chosen.get_offsets(), points[[3]])
     assert np.allclose(chosen.get_facecolor()[0, :3], to_rgb(plots.METHOD_COLORS["Herding"]))
     assert legend(fig) == ["coat", "bag", "Herding"]
+    means = plots.features_scatter(points, {"class mean": [2, 3]}, [0, 1] * 5, ["coat", "bag"]).axes[0].collections
+    assert [np.allclose(means[2].get_facecolor()[k, :3], means[k].get_facecolor()[0, :3]) for k in (0, 1)] == [True, True]
+    assert not np.allclose(means[0].get_facecolor()[0, :3], means[1].get_facecolor()[0, :3]), "means have their classes' colours"
     with pytest.raises(ValueError, match=r"\(N, 2\)"):
         plots.features_scatter(np.zeros((4, 3)))
