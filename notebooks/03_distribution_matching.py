@@ -152,8 +152,9 @@ plots.selection_grid({"start": first_of_each(start.pixels()[0]), "clipped": valu
                              "Rescaled: black is the smallest value of each image, white its largest.")
 
 # %% [markdown]
-# Rescaled, an image is a blend of many members of its class, with outlines and texture that no photograph has. The next picture
-# slides through the run, from the photographs (step 0) on, clipped:
+# Rescaled, there is more than a silhouette: speckle over the whole image, on the garment and around it, that no photograph has. It is
+# there because it moves the features of random networks, not because it looks like anything. The next picture slides through the
+# run, from the photographs (step 0) on, clipped:
 
 # %%
 moments = {0: start, **(result.snapshots() or {config.steps: syn})}
@@ -169,8 +170,9 @@ metrics = result.metrics()
 plots.loss_curve({"DM": metrics["match"]}, ylabel="matching loss", smooth=20)
 
 # %% [markdown]
-# Most of the fall happens in the first fifty steps. Does it help? Fresh networks are trained on the distilled images and on as many random real ones, with one protocol, and see
-# the test set once. For Random every network gets a new draw, so its spread includes the luck of the draw.
+# Most of the fall happens in the first fifty steps. Does it help? Fresh networks are trained on the distilled images and on as
+# many random real ones, with one protocol, and see the test set once. For Random every network gets a new draw, so its spread
+# includes the luck of the draw.
 
 # %%
 random_sets = [select.random(real, config.ipc, runs.stream(seed, "random", k)) for k in range(repeats)]
