@@ -9,11 +9,13 @@
 # each kind, if they were the right ones? Dataset distillation looks for them: small enough to look at, to share, or to train on
 # a hundred times while searching for an architecture. The field reports its progress as one number, test accuracy at so many
 # *images per class*. This chapter takes that number apart: what is being stored, how the networks are trained, what the "±" means,
-# and in which five ways the number comes out better than it is.
+# and five reasons why two such numbers may not mean the same. [Notation](../book/notation.md) expands the short names of
+# methods and networks (DC, MTT, RaT-BPTT, ConvNet-3, ...) and says what each is.
 
 # %%
 import math
 from dataclasses import replace
+from itertools import starmap
 
 import torch
 from torch.nn import functional as F
@@ -97,25 +99,18 @@ def worth(scalars):
     return f"{ipc:,.0f}" if ipc > 100 else f"{ipc:.3g}"
 
 
+chosen = select.random(real, 2, runs.stream(seed, "budget"))                       # the library counts in the same way
+assert chosen.budget == 2 * real.num_classes * math.prod(real.shape) and chosen.ipc == 2
+soft = distilled.PixelSet(*chosen.all(), classes=chosen.classes, preprocess=chosen.preprocess)      # labels (N, C) are stored too
+assert soft.budget == chosen.budget + len(chosen.labels) * real.num_classes
 papers.Table(("what is stored", "scalars", "worth IPC", "training images"),
              tuple((name, f"{scalars:,}", worth(scalars), sees) for name, (scalars, sees) in budgets.items()),
              caption="Budgets for CIFAR-10", numeric=frozenset({"scalars", "worth IPC", "training images"}))
 
 # %% [markdown]
 # A generator that is published "at IPC 1" stores more than a hundred times what ten images need, and a poster or codes give many
-# training images for the price of few. In the library every artifact knows its `budget` and the `ipc` it is worth:
-
-# %% tags=["nbval-check-output"]
-c, h, w = real.shape
-for count in (1, 2, 10):
-    chosen = select.random(real, count, runs.stream(seed, "budget"))
-    assert chosen.budget == count * real.num_classes * c * h * w and chosen.ipc == count
-soft = distilled.PixelSet(*syn.all(), classes=syn.classes, preprocess=syn.preprocess)      # labels (N, C) are stored too
-assert soft.budget == syn.budget + len(syn.labels) * real.num_classes
-print("budgets by hand equal those of the library; soft labels count")
-print(f"a generator of {generator:,} weights = {generator / image:,.0f} images of CIFAR-10 = {generator / image / 10:.0f} per class")
-
-# %% [markdown]
+# training images for the price of few. In the library every artifact knows its `budget` and the `ipc` it is worth; soft labels count.
+#
 # ## Try it
 # Slide the number of images per class. Solid: measured by us, ConvNet-3 of width 32, protocol `strict-cpu`, five networks. Dashed:
 # printed in the papers, with a wider network, longer training, and, where ours is `fashion_mini`, ten times the data to choose from.
@@ -160,8 +155,9 @@ widgets.live(draw_again, label="images per class", ipc=(1, most, 1), start=1)
 # %% [markdown]
 # ## By hand
 # An *evaluation protocol* says how the inner level is carried out. Ours, called *strict*, in full: a fresh ConvNet-3; SGD with
-# momentum and weight decay; a fixed number of steps with a rate that falls along a cosine; every batch augmented; the last step's network,
-# whatever it is; and only then the test images, once. The random choices come from three streams, so that they can be repeated.
+# momentum 0.9 and weight decay 0.0005; 1,000 steps (*strict-cpu*, used in the stored chapters: 200) on batches of up to 256 images;
+# a rate that falls from 0.01 to 0 along a cosine; every batch augmented; the last step's network, whatever it is; and only then the test
+# images, once. The random choices come from three streams, so that they can be repeated.
 
 # %%
 rng = {name: runs.stream(seed, name, 0) for name in ("network", "batches", "augment")}     # of network number 0
@@ -236,7 +232,9 @@ spread_figure
 # is one run, so its ± leaves out the luck of the method's own seed, here and in the papers. And the mean is known to about
 # $\text{std}/\sqrt n$: for two methods, one point apart with a spread of two, five networks each are not enough.
 #
-# ## Why published numbers flatter
+# ## Five reasons why numbers differ
+# The first two raise a number. The third and fourth favour whoever has more steps or more storage, and the fifth goes either way.
+#
 # **1. Best of several looks at the test images.** DiM's code, on which GLD and SKD build, reports the best of five test accuracies of one
 # training; RaT-BPTT's code, the best of four numbers of steps; MTT's, the best of many distilled sets. Such numbers are noisy, and
 # the best of $k$ noisy numbers grows with $k$. Below, networks are trained on the `toy` data at a constant rate, and we keep the
@@ -307,14 +305,14 @@ class Perfect(distilled.DistilledSet):
 perfect, batch = Perfect(real, ipc), ipc * real.num_classes
 frozen = evaluate.evaluate(perfect, real, replace(recipe, batch_size=batch), seed=seed, quiet=True)
 fresh = evaluate.evaluate(perfect, real, replace(recipe, batch_size=batch, resample=True), seed=seed, quiet=True)
-plots.bars({f"frozen: {batch} images": (100 * frozen.mean, 100 * frozen.std),
-            f"fresh: {batch * fresh.steps[0]:,}": (100 * fresh.mean, 100 * fresh.std)},
+plots.bars({f"frozen: {batch}": (100 * frozen.mean, 100 * frozen.std),
+            f"fresh: {batch * fresh.steps[0]:,} draws": (100 * fresh.mean, 100 * fresh.std)},
            title=f'Two results "at IPC {ipc}"', size=plots.HALF)
 
 # %% [markdown]
 # Both bars would be printed at the same IPC, and nothing was distilled in either: the same number of steps, the same batch size, only
-# that the right one drew anew for every batch and saw
-# many more different images than ten. So generators are evaluated twice in this book: as published, and on one frozen
+# that the right one drew anew for every batch and saw many more different images (the draws repeat: there are only so many
+# training images). So generators are evaluated twice in this book: as published, and on one frozen
 # sample of IPC images per class, which is the number to put beside a pixel method's.
 #
 # **3. Steps, rates, augmentation.** This table is rendered from `evaluate.PROTOCOLS`, the recipes as this book runs them. An *epoch* is a
@@ -323,32 +321,36 @@ plots.bars({f"frozen: {batch} images": (100 * frozen.mean, 100 * frozen.std),
 # %%
 def one_line(number, each):
     rate = "learned" if each.lr == "alpha" else f"{each.lr:g}"
-    splits = {"train": "training images", "validation": "held-out images"}
-    return (f"{each.name} [{number}]", str(each.repeats), f"{each.num_steps(10):,}", f"{each.num_steps(500):,}", str(each.batch_size),
-            f"{each.optimizer} {rate}, {each.schedule}", each.augment.replace("_", " ") or "none",
-            f"{each.num_steps(10) * each.batch_size if each.resample else 10:,}",
-            splits[each.choose_on] if each.checkpoints else "nothing: last step")
+    splits = {"train": "training", "validation": "held-out"}
+    return (f"{each.name} [{number}]", splits[each.choose_on] if each.checkpoints else "-",
+            f"{each.num_steps(10) * each.batch_size if each.resample else 10:,}", f"{each.num_steps(10):,}", f"{each.num_steps(500):,}",
+            str(each.batch_size), f"{each.optimizer} {rate} {each.schedule}",
+            "all six" if each.augment == augment.DSA else each.augment.replace("_", " ") or "none", str(each.repeats))
 
 
-papers.Table(("protocol", "networks", "steps at IPC 1", "at IPC 50", "batch", "optimizer and rate", "augmentation", "images seen at IPC 1",
-              "chosen on"),
-             tuple(one_line(number, each) for number, each in enumerate(evaluate.PROTOCOLS.values(), 1)),
-             footnotes=tuple(each.source for each in evaluate.PROTOCOLS.values()),
-             caption="Ten classes of plain images (dim: of a generator's)",
-             numeric=frozenset({"networks", "steps at IPC 1", "at IPC 50", "batch", "images seen at IPC 1"}))
+recipes = evaluate.PROTOCOLS.values()
+assert all((each.momentum, each.weight_decay) == (0.9, 5e-4) for each in recipes if each.optimizer == "sgd")
+papers.Table(("protocol", "chosen on", "images", "steps", "at IPC 50", "batch", "optimizer", "augmented", "networks"),
+             tuple(one_line(number, each) for number, each in enumerate(recipes, 1)), footnotes=tuple(each.source for each in recipes),
+             caption="Ten classes, IPC 1", numeric=frozenset({"images", "steps", "at IPC 50", "batch", "networks"}))
 
 # %% [markdown]
+# *Chosen on*: the images on which the best of several checkpoints is picked; "-" is the last step. *Images*: how many a network sees at
+# IPC 1, which is ten, except from a generator (*dim*), which draws every batch anew. *Steps*: at IPC 1 and 50. *Optimizer*: with its
+# rate and how the rate changes; momentum is 0.9 and weight decay 0.0005 in every line with SGD. *Augmented*: "all six" operations are
+# colour, crop, cutout, flip, scale and rotate, DSA's.
+#
 # "A thousand epochs" at IPC 50 are 2,002 steps in one line and 8,000 in another; augmentation goes from none to six operations; one line
 # uses a rate that the method has learned. Results from two lines do not compare, and tables of published results mix them freely.
 #
 # **4. Unequal storage.** See the table of budgets: equal IPC is not equal storage, and neither tells the number of training images.
 #
 # **5. Slips in normalisation.** In DiM's code, images in $[-1,1]$ go through a normalisation made for $[0,1]$ during distillation, and on
-# MNIST and Fashion-MNIST the test images are normalised by other constants than the training images. Neither need flatter; both
-# move the number for no reason. The network from above, on test images with such a slip, and the claims of this chapter:
+# MNIST and Fashion-MNIST the test images are normalised by other constants than the training images. Neither need raise the number;
+# both move it for no reason. The network from above, on test images with such a slip, and the claims of this chapter:
 
 # %% tags=["nbval-check-output"]
-slip = data.Preprocess.standardize((0.5,) * c, (0.5,) * c).to(real.train.images.device)
+slip = data.Preprocess.standardize((0.5,) * real.shape[0], (0.5,) * real.shape[0]).to(real.train.images.device)
 right, slipped = (train.predict(library, real.test.images, preprocess).argmax(dim=1) for preprocess in (real.preprocess, slip))
 claims = {
     "other constants for the test images change predictions": (right != slipped).double().mean().item() > 0.01,
@@ -364,24 +366,38 @@ for claim, holds in claims.items():
 # **What this book does instead.** One protocol, *strict*, for every method: the same number of optimizer steps whatever the set stores;
 # the same initial networks; the network of the last step; what must be chosen is chosen on a held-out tenth of the training
 # images; the test images are read once, when everything is final. Beside it stands the method's own protocol as far as it is known, without
-# choosing on test images. Every table has the budget in scalars, and Random.
+# choosing on test images. Every table of results has the budget in scalars, and Random.
 #
 # **And half the bits?** `precision="bfloat16"` computes products with 8 significant bits instead of 24, which is faster on the hardware
-# that has it. Is it another way to move the number? The same sets, the same networks, the same batches, twice:
+# that has it. Is it another way to move the number? The same sets, the same networks, the same batches, once with each, for three
+# values of `seed`. The change is taken network by network, and its ± is the standard error of the mean change:
 
 # %%
 half_bits = evaluate.with_options(protocol, width=width, repeats=repeats, precision="bfloat16")
-exact, rounded = (evaluate.evaluate(sets, real, each, seed=seed, quiet=True) for each in (recipe, half_bits))
-change = 100 * (rounded.accuracies - exact.accuracies)                                          # pairs: all random choices are the same
-assert change.mean().abs() < 100 * exact.std, "bfloat16 should change less than the seeds do"
-lines = [(name, f"{100 * each.mean:.1f}", f"{100 * each.std:.1f}") for name, each in (("float32", exact), ("bfloat16", rounded))]
-papers.Table(("training in", "mean, %", "std"), (*lines, ("bfloat16 - float32, in pairs", f"{change.mean():+.1f}", f"{change.std():.1f}")),
-             caption=f"Test accuracy of {repeats} networks, IPC {ipc}, width {width}", numeric=frozenset({"mean, %", "std"}))
+drawn = {seed: sets} | {each: [select.random(real, ipc, runs.stream(each, "random", k)) for k in range(repeats)]
+                        for each in (seed + 1, seed + 2)}
+both = {each: [evaluate.evaluate(its, real, how, seed=each, quiet=True) for how in (recipe, half_bits)] for each, its in drawn.items()}
+changes = {each: 100 * (after.accuracies - before.accuracies) for each, (before, after) in both.items()}     # (networks,)
+changes["together"] = torch.cat(list(changes.values()))
+exact, rounded = both[seed]
+assert changes["together"].mean().abs() < 100 * exact.std, "bfloat16 should change less than the seeds do"
+
+
+def compared(each, change):
+    results = [f"{100 * one.mean:.1f}±{100 * one.std:.1f}" for one in both.get(each, ())] or ["-", "-"]
+    return str(each), *results, f"{change.mean():+.2f}±{change.std() / math.sqrt(len(change)):.2f}"
+
+
+papers.Table(("seed", "float32", "bfloat16", "change"), tuple(starmap(compared, changes.items())),
+             numeric=frozenset({"float32", "bfloat16", "change"}),
+             caption=f"Random at IPC {ipc}, {batch * math.prod(real.shape):,} scalars: test accuracy, {repeats} networks of width {width}")
 
 # %% [markdown]
-# The mean change is a small fraction of the spread over seeds, and its sign differs from one value of `seed` to the next. That is what this
-# table can show, for this network and this many steps. It cannot show that long trainings or other networks behave the same,
-# nor anything about gradients *through* a training run, which are far more delicate; and on a CPU and a network as small as
+# A mean change of more than two standard errors is hardly chance, a smaller one may be. In the stored run the three seeds do not agree in
+# sign, none goes clearly beyond two standard errors, and the mean of all is within one of zero; on another machine, which
+# rounds in another order, the numbers can be others. Either way the change is a small fraction of the spread over networks.
+# That is what this table can show, for this network and this many steps. It cannot show that long trainings or other networks behave
+# the same, nor anything about gradients *through* a training run, which are far more delicate; and on a CPU and a network as small as
 # this one bfloat16 gains no time.
 #
 # ## The paper and us
@@ -419,12 +435,14 @@ papers.Table(("method", "dataset", "IPC", "gap", "printed as", "in the tables"),
 # %%
 arguments = f"-p dataset {dataset} -p ipc {ipc} -p width {width} -p protocol {protocol} -p repeats {repeats} -p seed {seed}"
 command = f"make run CHAPTER=01 ARGS='{arguments}'"
-own = papers.beside([exact.row(method="Random", command=command)], dataset=dataset, ipcs=[ipc], methods=["Random"],
-                    published_as=published_as if published_as != dataset and published_as in papers.dataset_names() else None)
+row = exact.row(method="Random", command=command)
+own, timeless = (papers.beside([each], dataset=dataset, ipcs=[ipc], methods=["Random"],
+                               published_as=published_as if published_as != dataset and published_as in papers.dataset_names() else None)
+                 for each in (row, row | {"minutes": ""}))                                      # a stored page shows no timings
 files.write_text(folder / "table.txt", own.text())
 for name, each in {"random": syn.show(), "spread": spread_figure, "looks": looks_figure}.items():
     (folder / f"{name}.png").write_bytes(plots.png(each))
-own
+timeless
 
 # %% [markdown]
 # **What differs from the papers, and what we expect of it**
@@ -453,8 +471,10 @@ for chosen in (syn, select.random(real, 10 * ipc, runs.stream(seed, "many", 0)))
 # how fast a set is learned, not how much is in it: steps have to be equal, and enough for the largest set in the comparison.
 
 # %% [markdown]
-# **2. Change an equation.** The spread of a difference is not the sum of the spreads if the two results share their networks. Compute
-# the standard error of the difference of two results with and without pairing, for the first two random sets and for the two precisions.
+# **2. Change an equation.** Two results $a_1,\dots,a_n$ and $b_1,\dots,b_n$ have standard deviations $s_a$ and $s_b$. If they have nothing
+# in common, the standard error of the difference of their means is $\sqrt{(s_a^2+s_b^2)/n}$. If $a_i$ and $b_i$ share a network, it is
+# $s_{a-b}/\sqrt n$, with the standard deviation $s_{a-b}$ of the $n$ differences $a_i-b_i$. Compute both for the first two random sets
+# and for the two precisions.
 
 # %% tags=["hide-cell"]
 def errors(one, two):
@@ -469,7 +489,8 @@ for name, pair in {"two draws": (grid[0], grid[1]), "two precisions": (100 * exa
 # weights and the augmentation, which removes a part of it at best: to tell two methods apart, train more networks.
 
 # %% [markdown]
-# **3. Bring your data.** Images at half the resolution cost a quarter. Bring `real` in that form and spend the *same budget* on it.
+# **3. Bring your data.** Images at half the resolution cost a quarter. Bring `real` in that form and spend the *same budget* on it. Is
+# the result better, and can this many networks tell?
 
 # %% tags=["hide-cell"]
 def half(split):
@@ -481,7 +502,12 @@ mine = data.ImageSet.from_arrays(*half(real.train), *half(real.test), classes=re
 many = [select.random(mine, 4 * ipc, runs.stream(seed, "half", k)) for k in range(repeats)]
 smaller = evaluate.evaluate(many, mine, recipe, seed=seed, quiet=True)
 assert many[0].budget == syn.budget
-# Same storage, four times the images, and at least as good: a budget can be spent in many ways before anything is distilled.
+_, h, w = real.shape
+better, error = 100 * (smaller.mean - exact.mean), errors(100 * smaller.accuracies, 100 * exact.accuracies)[0]     # nothing is shared
+print(f"half the resolution: {better:+.1f} points, standard error {error:.1f}")
+# Same storage, four times the images. With five networks the difference is about as large as its standard error, so it may be
+# luck: nobody can say from this that half the resolution is better, or that it is not. More networks (`repeats`) would tell, slowly:
+# for half the error, four times as many.
 plots.bars({f"{ipc} a class, {h}×{w}": (100 * exact.mean, 100 * exact.std),
             f"{4 * ipc} a class, {h // 2}×{w // 2}": (100 * smaller.mean, 100 * smaller.std)},
            title=f"Random, {syn.budget:,} stored scalars each", size=plots.HALF)
