@@ -72,6 +72,11 @@ class Protocol:
             raise ValueError(f"checkpoints must lie between 1 and {count}, got {self.checkpoints}")
         augment.parse(self.augment)
 
+    @property
+    def narrow(self) -> str:
+        """"width 16" for a network that is not of its usual width, which its rows say; else nothing."""
+        return f"width {self.width}" if self.width not in (None, models.NETWORKS[self.network].width) else ""
+
     def unit(self, num_images: int) -> int:
         """Optimizer steps in what the protocol counts: one step, or one pass over `num_images`."""
         return 1 if self.steps is not None else -(-num_images // self.batch_size)
@@ -156,12 +161,11 @@ class Evaluation:
 
         variant: what differs from the complete method; the width of a network that is not of its usual width is added.
         """
-        config, usual = self.syn.meta.get("config", {}), models.NETWORKS[self.protocol.network].width
-        narrow = self.protocol.width not in (None, usual)          # a complete method, as the papers print it, has no variant
+        config = self.syn.meta.get("config", {})                   # a complete method, as the papers print it, has no variant
         return {
             "dataset": self.real_name, "method": method, "ipc": f"{self.syn.ipc:g}",
             "train_arch": train_arch or config.get("network", ""), "eval_arch": self.protocol.network,
-            "variant": ", ".join(filter(None, [variant, f"width {self.protocol.width}" if narrow else ""])),
+            "variant": ", ".join(filter(None, [variant, self.protocol.narrow])),
             "accuracy_mean": f"{100 * self.mean:.2f}", "accuracy_std": f"{100 * self.std:.2f}", "n": len(self.accuracies),
             "protocol": self.protocol.name, "preset": preset, "budget_scalars": self.syn.budget, "seed": self.seed,
             "commit": provenance()["commit"], "device": self.device, "minutes": f"{distilling + self.minutes:.2f}",

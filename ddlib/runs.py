@@ -179,6 +179,7 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
         except TimeoutError as error:
             print(f"{method.NAME}: {error}")
             return Result(None, resume["index"] if resume else 0, config.steps, spent, out)
+    deadline, started = started + 60 * minutes, time.monotonic()  # experts are shared: their minutes are no run's
     metrics = Metrics(out / "metrics.csv", keep=resume["index"] if resume else 0)
     keep = {1, *(round(config.steps * part / snapshots) for part in range(1, snapshots + 1))} if snapshots else set()
     step: Step | None = None
@@ -198,23 +199,23 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
     saved = time.monotonic()
     try:
         for step in progress(method.distill(real, config, resume), config.steps, every, method.NAME):
-            if good is None and resume is None:                  # the settings work: from now on the folder is this run's
-                files.write_text(out / "environment.txt", "".join(f"{name} {value}\n" for name, value in made_by(real).items()))
-                files.write_text(out / "config.json", json.dumps(claim, indent=1))
             step.syn.meta |= {"method": method.NAME, "config": dataclasses.asdict(config), "seed": config.seed}
             metrics.add(step)
             tensors = {name: tensor.clone() for name, tensor in step.syn.state_dict().items()}
             if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
                 raise Diverged(f"the set itself stopped being finite at step {step.index}: lower the learning rate and start again")
+            if good is None and resume is None:                  # the settings work: from now on the folder is this run's
+                files.write_text(out / "environment.txt", "".join(f"{name} {value}\n" for name, value in made_by(real).items()))
+                files.write_text(out / "config.json", json.dumps(claim, indent=1))
             good, now = (step.index, tensors), time.monotonic()
             if step.index in keep:
                 step.syn.save(out / "snapshots" / f"step-{step.index:06d}.safetensors")
             if step.index == config.steps:
                 break
-            if now - saved > checkpoint_seconds or now - started > 60 * minutes:
+            if now - saved > checkpoint_seconds or now > deadline:
                 save("checkpoint")
                 saved = now
-            if now - started > 60 * minutes:
+            if now > deadline:
                 return Result(None, step.index, config.steps, spent + (now - started) / 60, out)
     except KeyboardInterrupt:
         if step is not None:

@@ -25,16 +25,16 @@ from ddlib import models
 from ddlib.train import Batch, can_compile
 
 Form = Literal["plain", "remat", "compiled", "detached"]
-State = tuple[Tensor, ...]
+OptimizerState = tuple[Tensor, ...]
 
 
 class Rule(Protocol):
     """An inner optimizer as a function: nothing in place, so that it can be differentiated."""
 
-    def start(self, theta: Tensor) -> State:
+    def start(self, theta: Tensor) -> OptimizerState:
         """Its state before the first step."""
 
-    def step(self, theta: Tensor, gradient: Tensor, state: State, rate: Tensor) -> tuple[Tensor, State]:
+    def step(self, theta: Tensor, gradient: Tensor, state: OptimizerState, rate: Tensor) -> tuple[Tensor, OptimizerState]:
         """The parameters (P,) and the state after one step."""
 
 
@@ -44,10 +44,10 @@ class SGD:
 
     momentum: float = 0.0
 
-    def start(self, theta: Tensor) -> State:
+    def start(self, theta: Tensor) -> OptimizerState:
         return (torch.zeros_like(theta),) if self.momentum else ()
 
-    def step(self, theta: Tensor, gradient: Tensor, state: State, rate: Tensor) -> tuple[Tensor, State]:
+    def step(self, theta: Tensor, gradient: Tensor, state: OptimizerState, rate: Tensor) -> tuple[Tensor, OptimizerState]:
         if not self.momentum:
             return theta - rate * gradient, ()
         velocity = self.momentum * state[0] + gradient
@@ -61,10 +61,10 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = 1e-8
 
-    def start(self, theta: Tensor) -> State:
+    def start(self, theta: Tensor) -> OptimizerState:
         return torch.zeros_like(theta), torch.zeros_like(theta), torch.zeros((), dtype=theta.dtype, device=theta.device)
 
-    def step(self, theta: Tensor, gradient: Tensor, state: State, rate: Tensor) -> tuple[Tensor, State]:
+    def step(self, theta: Tensor, gradient: Tensor, state: OptimizerState, rate: Tensor) -> tuple[Tensor, OptimizerState]:
         mean, square, count = state
         (first, second), count = self.betas, count + 1
         mean = first * mean + (1 - first) * gradient
@@ -75,13 +75,18 @@ class Adam:
         return theta - rate * (mean / (1 - first**count)) / (root + self.adam_eps), (mean, square, count)
 
 
+def mean_loss(net: models.Classifier, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy at theta (P,) on images (B, c, h, w) and labels, (B,) or (B, C)."""
+    return F.cross_entropy(models.functional(net, theta, images), labels)
+
+
 def loss_gradient(net: models.Classifier, theta: Tensor, images: Tensor, labels: Tensor, create_graph: bool = False) -> Tensor:
     """Gradient (P,) of the mean cross-entropy at theta (P,); with `create_graph` it can be differentiated again."""
-    return grad(F.cross_entropy(models.functional(net, theta, images), labels), theta, create_graph=create_graph)[0]
+    return grad(mean_loss(net, theta, images, labels), theta, create_graph=create_graph)[0]
 
 
 def unroll(net: models.Classifier, theta: Tensor, sources: Sequence[Tensor], batch: Callable[..., Batch], *, steps: int,
-           rate: Tensor | float, rule: Rule | None = None, form: Form = "remat", state: State | None = None) -> Tensor:
+           rate: Tensor | float, rule: Rule | None = None, form: Form = "remat", state: OptimizerState | None = None) -> Tensor:
     """theta_J: the parameters (P,) after `steps` updates from `theta` (P,), differentiable in theta, sources and rate.
 
     theta_{j+1} = theta_j - rate * gradient of the mean cross-entropy on `batch(j, *sources)` (MTT, eq. 2), or as `rule` says.
@@ -111,18 +116,18 @@ def unroll(net: models.Classifier, theta: Tensor, sources: Sequence[Tensor], bat
         say_once("the compiled unroll is written out for ConvNets only; the uncompiled one gives the same gradient, more slowly")
     elif form == "compiled" and can_compile(theta.device.type):
         backwards = Tangent(cast(models.ConvNet, net), compiled=True)
-    return _Rematerialised.apply(Job(backwards, batch, steps, rule, state), rate, theta, *sources)
+    return _Rematerialised.apply(Task(backwards, batch, steps, rule, state), rate, theta, *sources)
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """What `_Rematerialised` needs besides tensors that it differentiates."""
 
     backwards: Backwards
     batch: Callable[..., Batch]
     steps: int
     rule: Rule
-    state: State
+    state: OptimizerState
 
 
 class _Rematerialised(torch.autograd.Function):
@@ -133,36 +138,34 @@ class _Rematerialised(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, job: Job, rate: Tensor, theta: Tensor, *sources: Tensor) -> Tensor:
-        state, ctx.path = job.state, []
-        for j in range(job.steps):
-            ctx.path.append((theta, state, None))
-            gradient = job.backwards.first(theta, *job.batch(j, *sources))
-            if job.backwards.keeps_gradients:
-                ctx.path[-1] = (theta, state, gradient)
-            theta, state = job.rule.step(theta, gradient, state, rate)
-        ctx.job = job
+    def forward(ctx: Any, task: Task, rate: Tensor, theta: Tensor, *sources: Tensor) -> Tensor:
+        state, ctx.path = task.state, []
+        for j in range(task.steps):
+            gradient = task.backwards.first(theta, *task.batch(j, *sources))
+            ctx.path.append((theta, state, gradient if task.backwards.keeps_gradients else None))
+            theta, state = task.rule.step(theta, gradient, state, rate)
+        ctx.task = task
         ctx.save_for_backward(rate, *sources)
-        return theta.clone() if not job.steps else theta
+        return theta.clone() if not task.steps else theta
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        job, (rate, *sources) = ctx.job, ctx.saved_tensors
+        task, (rate, *sources) = ctx.task, ctx.saved_tensors
         leaves = [source.detach().requires_grad_(needed)
                   for source, needed in zip(sources, ctx.needs_input_grad[3:], strict=True)]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         totals, rate_total = [torch.zeros_like(leaf) for leaf in wanted], torch.zeros_like(rate)
-        adjoints: list[Tensor] = [adjoint, *(torch.zeros_like(part) for part in job.state)]
-        for j in reversed(range(job.steps)):
-            theta, state, gradient = ctx.path.pop()
+        adjoints: list[Tensor] = [adjoint, *(torch.zeros_like(part) for part in task.state)]
+        for j in reversed(range(task.steps)):
+            theta, state, gradient = ctx.path[j]
             with torch.enable_grad():
-                images, labels = job.batch(j, *leaves)
-                gradient, along = job.backwards.second(theta, images, labels, gradient)
+                images, labels = task.batch(j, *leaves)
+                gradient, derivatives = task.backwards.second(theta, images, labels, gradient)
                 inputs = [part.detach().requires_grad_() for part in (theta, gradient, rate, *state)]
-                moved, after = job.rule.step(inputs[0], inputs[1], tuple(inputs[3:]), inputs[2])
+                moved, after = task.rule.step(inputs[0], inputs[1], tuple(inputs[3:]), inputs[2])
                 theta_bar, gradient_bar, rate_bar, *state_bar = vjp([moved, *after], inputs, adjoints)
-            hessian_part, images_bar, labels_bar = along(gradient_bar)
+            hessian_part, images_bar, labels_bar = derivatives(gradient_bar)
             adjoints = [theta_bar if hessian_part is None else theta_bar + hessian_part, *state_bar]
             rate_total += rate_bar
             for total, part in zip(totals, vjp([images, labels], wanted, [images_bar, labels_bar]), strict=True):
@@ -224,11 +227,11 @@ class DoubleBackward:
         theta, (images, labels) = theta.detach().requires_grad_(), leaves_of(images, labels)
         graph = loss_gradient(self.net, theta, images, labels, create_graph=True)
 
-        def along(direction: Tensor) -> Parts:
+        def derivatives(direction: Tensor) -> Parts:
             of_theta = theta.detach() if self.detached else theta
             return parts(graph, direction, [of_theta, images, labels])
 
-        return graph.detach(), along
+        return graph.detach(), derivatives
 
 
 def tangent_loss(net: models.ConvNet, theta: Tensor, direction: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -282,16 +285,12 @@ class Tangent:
         assert gradient is not None
         theta, (images, labels) = theta.detach().requires_grad_(), leaves_of(images, labels)
 
-        def along(direction: Tensor) -> Parts:
+        def derivatives(direction: Tensor) -> Parts:
             with torch.enable_grad():
                 slope = pick(tangent_loss, self.compiled)(self.net, theta, direction, images, labels)
             return parts(slope, None, [theta, images, labels])
 
-        return gradient, along
-
-
-def mean_loss(net: models.ConvNet, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(models.functional(net, theta, images), labels)
+        return gradient, derivatives
 
 
 @functools.cache

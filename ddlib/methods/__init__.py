@@ -60,10 +60,11 @@ class Method(Protocol):
     def PRESETS(self) -> Mapping[str, Any]: ...
     @property
     def distill(self) -> Any: ...
+    # a method with experts also has prepare(real, config, minutes), which `runs.run` calls first (see experts.prepare)
 
 
 class Diverged(FloatingPointError):
-    """A loss term stopped being finite."""
+    """A run that cannot go on: a term stopped being finite, or too little is left to match."""
 
 
 def check_finite(index: int, **terms: torch.Tensor) -> dict[str, float]:
@@ -117,9 +118,12 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
     out = arguments.out or runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}")
     networks = [parse_network(text) for text in arguments.networks] or [(config.network, config.width)]
     wanted = [evaluate.with_options(name, network=network, width=width) for name in arguments.evaluate for network, width in networks]
-    done = [(row["protocol"], row["eval_arch"]) for row in evaluate.read_rows(arguments.results) if row["command"] == command] \
-        if arguments.results else []
-    if wanted and all((protocol.name, protocol.network) in done for protocol in wanted):
+    if any(protocol.lr == "alpha" for protocol in wanted) and not hasattr(config, "alpha"):
+        raise ValueError(f"{method.NAME} learns no step size, which this protocol trains with: evaluate with strict or strict-cpu")
+    rows = [row for row in evaluate.read_rows(arguments.results) if row["command"] == command] if arguments.results else []
+    done = {(row["protocol"], row["eval_arch"], row["variant"]) for row in rows}
+    missing = [protocol for protocol in wanted if (protocol.name, protocol.network, protocol.narrow) not in done]
+    if wanted and not missing:
         print(f"{arguments.results} has the rows of this command already")
         return
     real = runs.load_data(config, arguments.data).to(runs.pick_device())
@@ -129,9 +133,7 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
               f"the same command goes on from here ({result.folder})")
         return
     print(f"finished {result.steps} steps in {result.minutes:.1f} minutes: {result.folder / 'distilled.safetensors'}")
-    for protocol in wanted:
-        if (protocol.name, protocol.network) in done:
-            continue
+    for protocol in missing:
         left = arguments.minutes - (time.monotonic() - started) / 60
         try:
             evaluation = evaluate.evaluate(result.syn, real, protocol, seed=config.seed, folder=result.folder, minutes=left)
@@ -147,7 +149,11 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
 
 def parse_network(text: str) -> tuple[str, int | None]:
     """"resnet18:16" -> ("resnet18", 16); without a width, the network's own."""
+    from ddlib import models
+
     name, _, width = text.partition(":")
+    if name not in models.NETWORKS:
+        raise ValueError(f"unknown network {name!r}; choose from {', '.join(models.NETWORKS)}")
     if width and not width.isdigit():
         raise ValueError(f"write a network as NAME or NAME:WIDTH, such as resnet18:16, not {text!r}")
     return name, int(width) if width else None

@@ -91,9 +91,9 @@ def from_mtt(config: mtt.MTTConfig, **changes: Any) -> DDPPConfig:
     return DDPPConfig(**{**asdict(config), **changes})
 
 
-PRESETS = {name: from_mtt(mtt.PRESETS[name]) for name in ("tiny", "cpu", "gpu")}
-PRESETS |= {    # Tables I and III; ZCA for both CIFAR sets without exception (III.B)
-    mtt.preset_name(dataset, ipc): from_mtt(mtt.PRESETS[mtt.preset_name(dataset, ipc)], num_experts=200, preprocess="zca_a")
+PRESETS = {name: from_mtt(mtt.PRESETS[name]) for name in ("tiny", "cpu", "gpu", "gpu-ipc1", "gpu-ipc10")}
+PRESETS |= {    # Tables I and III; 200 experts, and ZCA for both CIFAR sets without exception (III.B)
+    mtt.preset_name(dataset, ipc): from_mtt(mtt.PRESETS[f"{mtt.preset_name(dataset, ipc)}-as-ddpp"])
     for dataset in ("cifar10", "cifar100") for ipc in (1, 10, 50)
 }
 PRESETS |= {    # Table IV: 100 experts (III.D)
