@@ -557,12 +557,13 @@ font-variant-numeric:tabular-nums;vertical-align:middle;line-height:1.25}
 _EPSILON_SCRIPT = r"""
     const round = Math.fround, count = n => n.toLocaleString("en-US");
     const percent = share => (share !== share ? "–" : (100 * share).toFixed(1) + "\u00a0%");
-    const vector = text => {
+    const vector = (text, kind) => {
       const raw = atob(text), bytes = new Uint8Array(raw.length);
       for (let k = 0; k < raw.length; k++) bytes[k] = raw.charCodeAt(k);
-      return new Float32Array(bytes.buffer);
+      return new kind(bytes.buffer);
     };
-    const student = vector(data.student), target = vector(data.target), start = vector(data.start), size = student.length;
+    const student = vector(data.student, Float32Array), target = vector(data.target, Float32Array), size = student.length;
+    const moved = vector(data.moved, Int16Array);
     // the same arithmetic as the library: every quotient and product rounded to 32 bits
     const ratio = new Float32Array(size), high = new Float32Array(size), gap = new Float64Array(size), way = new Float64Array(size);
     let gaps = 0, ways = 0, flips = 0, lowest = 0, highest = -9;
@@ -572,7 +573,7 @@ _EPSILON_SCRIPT = r"""
       high[k] = Math.max(-6, Math.log10(largest));
       lowest = Math.min(lowest, high[k]); highest = Math.max(highest, high[k]);
       gap[k] = (student[k] - target[k]) ** 2; gaps += gap[k];
-      way[k] = (start[k] - target[k]) ** 2; ways += way[k];
+      way[k] = (moved[k] * data.unit) ** 2; ways += way[k];
       if (ratio[k] < 0) flips++;
     }
     const layers = []; let first = 0;
@@ -683,9 +684,10 @@ def epsilon_explorer(
     """Slide DDPP's epsilon from 0 to 1: which parameters of each layer go, with how much of numerator and denominator.
 
     student, target, start: (P,), where the student arrived, where it should have, and where it set out (DDPP, eqs. 5 to 8);
-    stored in the page as float32, from which the browser computes what `ddpp.keep_mask` does, under both readings of a
-    negative ratio. layers: name to number of parameters, in the order of the vectors; what stands before ", " in a name
-    says which of the small pictures shows it. at: the first epsilon, in hundredths.
+    stored in the page, the first two as float32, the way from start to target in 16 bits of its largest coordinate. The
+    browser computes from them what `ddpp.keep_mask` does, under both readings of a negative ratio. layers: name to number
+    of parameters, in the order of the vectors; what stands before ", " in a name says which of the small pictures shows
+    it. at: the first epsilon, in hundredths.
     """
     vectors = {name: vector.detach().cpu().float().contiguous() for name, vector in
                (("student", student), ("target", target), ("start", start))}
@@ -712,11 +714,15 @@ def epsilon_explorer(
         '<th scope="col" class="number">of the numer&shy;ator</th><th scope="col" class="number">of the denom&shy;inator</th>'
         "</tr></thead><tbody></tbody></table></div><noscript>The pictures and numbers need JavaScript.</noscript></div>"
     )
-    data = {name: base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode("ascii") for name, vector in vectors.items()}
+    moved = (vectors["target"] - vectors["start"]).double()
+    unit = moved.abs().max().item() / 32767
+    arrays = {"student": vectors["student"].numpy().astype("<f4"), "target": vectors["target"].numpy().astype("<f4"),
+              "moved": (moved / (unit or 1)).round().numpy().astype("<i2")}
+    stored = {name: base64.b64encode(array.tobytes()).decode("ascii") for name, array in arrays.items()}
     epsilons = [k / 100 for k in range(101)]
     return page(
         uid, label=label, values=epsilons, texts=[f"{value:.2f}" for value in epsilons], start=at, script=_EPSILON_SCRIPT,
-        data={**data, "layers": list(layers.items())}, body=body, css=_EPSILON_CSS,
+        data={**stored, "unit": unit, "layers": list(layers.items())}, body=body, css=_EPSILON_CSS,
     )
 
 
