@@ -17,13 +17,14 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -120,29 +121,29 @@ class ExpertBuffer:
         self.folder, self.claim, self.paths, self.device = folder, claim, list(paths), torch.device(device)
         self.num_experts, self.num_epochs, self.num_params = len(self.paths), claim["epochs"], claim["num_params"]
 
-    def rows(self, expert: int, first: int, last: int, step: int = 1) -> Tensor:
-        """Every `step`-th snapshot from `first` to `last`; nothing else of the file is read, but for its checksum once."""
+    def snapshots(self, expert: int, first: int, last: int, step: int = 1) -> Tensor:
+        """theta (n, P), a copy: every `step`-th snapshot from `first` to `last`. 0 is the initial weights, i those after epoch i.
+
+        Nothing else of the file is read, but for its checksum once. A damaged file raises ValueError and is renamed, so that
+        `train` makes it again.
+        """
         if not (0 <= expert < self.num_experts and 0 <= first <= last <= self.num_epochs):
             raise ValueError(f"snapshots {first} to {last} of expert {expert} asked; there are experts 0 to {self.num_experts - 1} "
                              f"with snapshots 0 to {self.num_epochs}")
-        check(self.paths[expert], self.claim)
+        check(self.paths[expert], self.claim, read=True)
         with safe_open(self.paths[expert], framework="pt") as file:
             theta = file.get_slice("theta")
             return torch.stack([theta[row] for row in range(first, last + 1, step)]).to(self.device)
 
-    def snapshots(self, expert: int, first: int, last: int) -> Tensor:
-        """theta (last - first + 1, P), a copy; snapshot 0 holds the initial weights, i those after epoch i."""
-        return self.rows(expert, first, last)
-
     def draw_segment(self, length: int, max_start: int, rng: torch.Generator) -> Segment:
         """A random expert from a random epoch of {0, ..., max_start - 1} on, over `length` epochs."""
         expert, first = self._draw(length, max_start, rng)
-        return Segment(expert, first, self.rows(expert, first, first + length))
+        return Segment(expert, first, self.snapshots(expert, first, first + length))
 
     def draw_ends(self, length: int, max_start: int, rng: torch.Generator) -> Ends:
         """The two ends of what `draw_segment` would draw."""
         expert, first = self._draw(length, max_start, rng)
-        start, target = self.rows(expert, first, first + length, step=length)          # (P,) each
+        start, target = self.snapshots(expert, first, first + length, step=length)     # (P,) each
         return Ends(start, target, expert, first)
 
     def _draw(self, length: int, max_start: int, rng: torch.Generator) -> tuple[int, int]:
@@ -158,61 +159,60 @@ class ExpertBuffer:
 def open_buffer(folder: Path | str, device: torch.device | str = "cpu") -> ExpertBuffer:
     """The finished experts in `folder`. A damaged file raises ValueError, here or when its checksum is first looked at."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no experts: train them with `python -m ddlib.experts --out {folder}`")
-    claim, paths = runs.read_json(folder / "config.json"), sorted(folder.glob("expert-*.safetensors"))
-    if not {"epochs", "num_params"} <= claim.keys():
-        raise ValueError(f"{folder} holds something else than experts: give the folder that `python -m ddlib.experts` printed")
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no finished expert yet: let `python -m ddlib.experts --out {folder}` finish one")
+    claim = runs.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    paths = sorted(folder.glob("expert-*.safetensors"))
+    if not paths or not {"epochs", "num_params"} <= claim.keys():
+        raise FileNotFoundError(f"{folder} holds no finished expert: train some with `python -m ddlib.experts --out {folder}`")
     for path in paths:
-        check(path, claim, checksum=False)
+        check(path, claim)
     return ExpertBuffer(folder, claim, paths, device)
 
 
 _intact: set[tuple[Path, int, int]] = set()                      # files whose checksum this process has seen to be right
 
 
-def check(path: Path, claim: dict[str, Any], checksum: bool = True) -> None:
-    """ValueError, in one sentence, unless `path` holds this buffer's expert; its checksum is computed once per process."""
-    status = path.stat()
-    key = (path.resolve(), status.st_size, status.st_mtime_ns)
-    if key in _intact:
-        return
-    advice = "`ddlib.experts.train` makes it again"
+def check(path: Path, claim: dict[str, Any], read: bool = False) -> dict[str, Any]:
+    """The header of this buffer's expert in `path`; ValueError, in one sentence, if it is damaged or something else.
+
+    read: compare the checksum, too, once per process. As `train` looks at headers only, what is found wrong is renamed.
+    """
+    again = "; calling `ddlib.experts.train` makes it again"
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = json.loads((file.metadata() or {})["ddlib"])
-            header, theta = stored["header"], file.get_slice("theta")
-            shape, number = tuple(theta.get_shape()), f"expert-{header['expert']:05d}"
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no expert of ours ({error}): {advice}") from None
-    if header.get("claim") != claim or number != path.stem or shape != (claim["epochs"] + 1, claim["num_params"]):
-        raise ValueError(f"{path} is another expert or one of another buffer: {advice}")
-    if not checksum:
-        return
-    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + f"theta torch.float32 {shape} ".encode())
-    with open(path, "rb") as raw:                                # read, not mapped: mapped pages would count as our memory
-        raw.seek(8 + int.from_bytes(raw.read(8), "little"))      # theta is the only tensor, behind length and header
-        while chunk := raw.read(2**20):
-            sha.update(chunk)
-    if sha.hexdigest() != stored["sha256"]:
-        raise ValueError(f"{path} is damaged (its checksum differs): {advice}")
-    _intact.add(key)
+        header, shapes = files.read_header(path, "expert")
+        name = f"expert-{str(header.get('expert')).zfill(5)}"
+        if (header.get("claim"), name, shapes) != (claim, path.stem, {"theta": (claim["epochs"] + 1, claim["num_params"])}):
+            raise ValueError(f"{path} is another expert or one of another buffer")
+        status = path.stat()
+        key = (path.resolve(), status.st_size, status.st_mtime_ns)
+        if read and key not in _intact:
+            files.verify(path, "expert")
+            _intact.add(key)
+        return header
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing{again}") from None
+    except ValueError as error:
+        if read:
+            with suppress(OSError):                              # where nobody may write, it has to be deleted by hand
+                path.replace(path.with_suffix(".damaged"))
+            again += " (delete it first)" if path.is_file() else f" (it is {path.stem}.damaged now)"
+        raise ValueError(f"{error}{again}") from None
 
 
 # --------------------------------------------------------------------------------------------------------------- training
 
 def train(real: ImageSet, config: ExpertConfig, folder: Path | str | None = None, *, minutes: float = math.inf,
-          together: int = 1) -> ExpertBuffer:
+          together: int | None = None) -> ExpertBuffer:
     """Train the experts that `folder` lacks, resume those that were interrupted, replace damaged ones, and open the buffer.
 
+    Of finished experts only headers and sizes are looked at; bytes are when they are first read.
+
     folder: where the buffer is or goes; by default a folder under `runs.folder("experts")` that config and data decide.
-    minutes: TimeoutError after the first epoch that ends later than that; nothing is lost. together: experts that are
-    trained side by side, for devices that one alone leaves idle (a GPU; it slows a CPU down); their weights differ by
-    rounding. Several processes may train one buffer: each takes the experts that no other is at.
+    minutes: TimeoutError instead of an epoch that would begin later than that, but for the first; nothing is lost.
+    together: experts that are trained side by side, whose weights then differ by rounding; by default 8 on a GPU, which
+    one alone leaves idle, if the network has neither batch norm nor dropout, and 1 on a CPU. Several processes may train
+    one buffer: each takes the experts that no other is at.
     """
-    if not minutes > 0 or together < 1:
+    if not minutes > 0 or (together is not None and together < 1):
         raise ValueError(f"minutes must be above 0 and together at least 1, got {minutes} and {together}")
     if real.preprocess.kind != config.preprocess:
         raise ValueError(f"the images come preprocessed by {real.preprocess.kind!r} and the experts are to see {config.preprocess!r}: "
@@ -220,16 +220,27 @@ def train(real: ImageSet, config: ExpertConfig, folder: Path | str | None = None
     return Job(real, config, folder, minutes, together).run()
 
 
+def prepare(real: ImageSet, config: Any, minutes: float = math.inf) -> None:
+    """What a method with experts does before it distils: train those that config.experts() lacks. TimeoutError as `train`."""
+    data.check_ipc(real, config.ipc)                             # now, not after hours of training
+    train(real, config.experts(), minutes=minutes)
+
+
 class Job:
     """One call of `train`."""
 
-    def __init__(self, real: ImageSet, config: ExpertConfig, folder: Path | str | None, minutes: float, together: int):
-        self.real, self.config, self.together = real, config, together
+    def __init__(self, real: ImageSet, config: ExpertConfig, folder: Path | str | None, minutes: float, together: int | None):
+        self.real, self.config = real, config
         self.deadline, self.device = time.monotonic() + 60 * minutes, real.train.images.device
         self.net = self.build(0)
         self.num_params, self.steps = models.num_params(self.net), -(-len(real.train) // config.batch_size)    # steps in an epoch
-        if together > 1 and (list(self.net.buffers()) or any(isinstance(part, nn.Dropout) for part in self.net.modules())):
+        self.trained, self.precisions = False, set[str]()        # whether this call trained an epoch; of what it found
+        low = config.precision == "bfloat16" or (config.precision == "auto" and training.has_bfloat16(self.device))
+        self.precision = "bfloat16" if low else "float32"
+        alone = bool(list(self.net.buffers())) or any(isinstance(part, nn.Dropout) for part in self.net.modules())
+        if alone and (together or 1) > 1:
             raise ValueError(f"{config.network} has batch norm or dropout and cannot be trained side by side: use together=1")
+        self.together = together or (8 if self.device.type == "cuda" and not alone else 1)
         settings = dataclasses.asdict(config)
         del settings["num_experts"]                              # no expert depends on how many there are
         self.claim = json.loads(json.dumps({**settings, "num_params": self.num_params, "data": real.fingerprint,
@@ -260,6 +271,9 @@ class Job:
         if size > free:
             raise ValueError(f"{len(missing)} experts need {size / 1e9:.2f} GB and {self.folder} has {free / 1e9:.2f} GB free: "
                              "make room, choose another folder, or train fewer")
+        for precision in self.precisions - {self.precision}:
+            print(f"experts: some of {self.folder} were trained in {precision} and the rest will be in {self.precision}: "
+                  "the result will mix both", flush=True)
         count = min(self.together, len(missing))
         trial = Team(self, [self.resumed(-1 - index) for index in range(count)])
         trial.fit(steps=2)                                       # the first steps of a network are slow
@@ -272,9 +286,9 @@ class Job:
               f"{size / 1e6:.1f} MB in {self.folder}, about {minutes:.1f} minutes on {runs.device_name(self.device)}", flush=True)
 
     def finished(self, expert: int, quiet: bool = False) -> bool:
-        """Whether the expert is there and whole; a damaged file is named."""
+        """Whether the expert is there, by header and size; anything else in its place is named."""
         try:
-            check(self.path(expert), self.claim)
+            self.precisions.add(self.precision_of(check(self.path(expert), self.claim)))
         except FileNotFoundError:
             return False
         except ValueError as error:
@@ -282,6 +296,14 @@ class Job:
                 print(f"experts: {error}", flush=True)
             return False
         return True
+
+    def header(self, expert: int) -> dict[str, Any]:
+        return {"claim": self.claim, "expert": expert, "made_by": {**runs.made_by(self.real), "precision": self.precision}}
+
+    def precision_of(self, header: dict[str, Any]) -> str:
+        """What "auto" meant where the file was written."""
+        fixed = self.precision if self.config.precision != "auto" else "a precision that is not recorded"
+        return header.get("made_by", {}).get("precision", fixed)
 
     def work(self, missing: list[int]) -> Iterator[None]:
         """Train what is missing, `together` at a time; yields after every epoch of an expert."""
@@ -309,21 +331,21 @@ class Job:
         team, saved = Team(self, group), time.monotonic()
         try:
             while team.epoch < self.config.epochs:
-                if team.epoch > team.resumed_at:
+                if self.trained:
                     self.stop_in_time()
-                    if time.monotonic() - saved > SAVE_SECONDS:
-                        team.save()
-                        saved = time.monotonic()
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    team.save()
+                    saved = time.monotonic()
                 team.train_epoch()
+                self.trained = True
                 for _ in group:
                     yield
         except BaseException:
             team.save()
             raise
         for expert in team.group:
-            header = {"claim": self.claim, "expert": expert.number, "made_by": runs.made_by(self.real)}
-            files.write_tensors(self.path(expert.number), "expert", header, {"theta": torch.stack(expert.thetas)})
-            for kind in ("partial", "lock"):                     # whoever waits for the lock looks for the expert first
+            files.write_tensors(self.path(expert.number), "expert", self.header(expert.number), {"theta": torch.stack(expert.thetas)})
+            for kind in ("partial", "damaged", "lock"):          # whoever waits for the lock looks for the expert first
                 self.path(expert.number, kind).unlink(missing_ok=True)
 
     def stop_in_time(self) -> None:
@@ -342,6 +364,7 @@ class Job:
         try:
             header, tensors = files.read_tensors(path, "partial")
             if header["claim"] == self.claim and header["expert"] == number:
+                self.precisions.add(self.precision_of(header))
                 return Expert(number, list(tensors["theta"]), tensors.get("momentum"), lock)
         except FileNotFoundError:
             pass
@@ -401,28 +424,30 @@ class Team:
 
     def __init__(self, job: Job, group: list[Expert]):
         self.job, self.group = job, group
-        self.resumed_at = self.epoch
-        net = job.build(0).to(job.device)
+        self.saved = self.epoch
+        net, config = job.build(0).to(job.device), job.config
         self.net: nn.Module = net if len(group) == 1 else Stack(net, len(group))
-        self.weights, config = list(self.net.parameters()), job.config
+        self.weights = list(self.net.parameters())
         self.optimizer = torch.optim.SGD(self.weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-        with torch.no_grad():
-            for weight, piece in zip(self.weights, self.pieces([expert.thetas[-1] for expert in group]), strict=True):
-                weight.copy_(piece)
+        self.put([expert.thetas[-1] for expert in group], self.weights)
         if config.momentum and self.epoch:
-            momenta = [expert.momentum for expert in group if expert.momentum is not None]
-            for weight, piece in zip(self.weights, self.pieces(momenta), strict=True):
-                self.optimizer.state[weight]["momentum_buffer"] = piece.to(job.device)
+            for weight in self.weights:
+                self.optimizer.state[weight]["momentum_buffer"] = torch.empty_like(weight)
+            self.put([expert.momentum for expert in group if expert.momentum is not None], self.momenta())
 
     @property
     def epoch(self) -> int:
         return len(self.group[0].thetas) - 1
 
-    def pieces(self, vectors: list[Tensor]) -> list[Tensor]:
-        """(P,) of every expert -> copies in the shapes of the weights; `flat` undoes it."""
-        sizes = [weight.numel() // len(self.group) for weight in self.weights]
-        columns = torch.stack(vectors).split(sizes, dim=1)                             # (n, size) each
-        return [column.reshape(weight.shape).clone() for weight, column in zip(self.weights, columns, strict=True)]
+    def momenta(self) -> list[Tensor]:
+        return [self.optimizer.state[weight]["momentum_buffer"] for weight in self.weights]
+
+    @torch.no_grad()
+    def put(self, vectors: list[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Copy (P,) of every expert into tensors of the weights' shapes; `flat` undoes it."""
+        columns = torch.stack(vectors).split([tensor.numel() // len(self.group) for tensor in tensors], dim=1)     # (n, size) each
+        for tensor, column in zip(tensors, columns, strict=True):
+            tensor.copy_(column.reshape(tensor.shape))
 
     def flat(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """(P,) of every expert on the CPU. Copies: a snapshot without one would be the live weights on a CPU."""
@@ -444,18 +469,16 @@ class Team:
         thetas = self.flat(self.weights)
         if not all(torch.isfinite(theta).all() for theta in thetas):
             raise FloatingPointError(f"an expert's weights stopped being finite in epoch {self.epoch + 1}: lower the learning rate")
-        momenta: Sequence[Tensor | None] = [None] * len(thetas)
-        if self.job.config.momentum:
-            momenta = self.flat([self.optimizer.state[weight]["momentum_buffer"] for weight in self.weights])
+        momenta = self.flat(self.momenta()) if self.job.config.momentum else [None] * len(thetas)
         # one assignment: an interruption finds either the epoch before or this one, never half of each
         self.group = [replace(expert, thetas=[*expert.thetas, theta], momentum=momentum)
                       for expert, theta, momentum in zip(self.group, thetas, momenta, strict=True)]
 
     def save(self) -> None:
-        for expert in self.group:
+        for expert in self.group if self.epoch > self.saved else []:
             tensors = {"theta": torch.stack(expert.thetas)} | ({} if expert.momentum is None else {"momentum": expert.momentum})
-            header = {"claim": self.job.claim, "expert": expert.number}
-            files.write_tensors(self.job.path(expert.number, "partial"), "partial", header, tensors)
+            files.write_tensors(self.job.path(expert.number, "partial"), "partial", self.job.header(expert.number), tensors)
+        self.saved = self.epoch
 
 
 def acquire(path: Path, wait: bool = False) -> Any:
@@ -475,20 +498,20 @@ def main() -> int:
                                      description="Train experts. Called again with the same settings, it goes on where it stopped.")
     parser.add_argument("--out", help="folder of the buffer (default: runs/experts/, by settings and data)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after about this many minutes")
-    parser.add_argument("--together", type=int, default=1, help="experts side by side, for a GPU (default 1)")
+    parser.add_argument("--together", type=int, help="experts side by side (default: 8 on a GPU, 1 on a CPU)")
     parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
     settings = parser.add_argument_group("settings, by default those of the MTT code")
-    for field in dataclasses.fields(ExpertConfig):
-        settings.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE", type=type(field.default), default=field.default)
-    arguments = vars(parser.parse_args())
-    out, minutes, together, root = (arguments.pop(name) for name in ("out", "minutes", "together", "data"))
+    names = [field.name for field in dataclasses.fields(ExpertConfig)]
+    for name in names:
+        default = getattr(ExpertConfig, name)
+        settings.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", type=type(default), default=default)
+    given = parser.parse_args()
 
     def work() -> None:
-        config = ExpertConfig(**arguments)
-        real = data.load(config.dataset, root, preprocess=config.preprocess).to(runs.pick_device())
-        started = time.monotonic()
+        config, started = ExpertConfig(**{name: getattr(given, name) for name in names}), time.monotonic()
+        real = data.load(config.dataset, given.data, preprocess=config.preprocess).to(runs.pick_device())
         try:
-            buffer = train(real, config, out, minutes=minutes, together=together)
+            buffer = train(real, config, given.out, minutes=given.minutes, together=given.together)
         except TimeoutError as error:
             print(f"stopped: {error}; the same command goes on from here")
             return

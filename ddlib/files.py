@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT = 1    # raised when a reader of the old layout would misunderstand the new one
+PIECE = 2**20                                                    # bytes that `verify` reads at a time
 
 
 @contextmanager
@@ -48,11 +49,17 @@ def write_text(path: Path | str, text: str) -> None:
 
 def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the header's JSON and every tensor's name, type, shape and bytes."""
+    flat = {name: tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for name, tensor in tensors.items()}
+    return _digest(header, tensors, lambda name: [flat[name]])
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor], pieces: Callable[[str], Iterable[Any]]) -> str:
+    """`digest`, where `pieces` gives the bytes of a named tensor one after the other."""
     sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
+        for piece in pieces(name):
+            sha.update(piece)
     return sha.hexdigest()
 
 
@@ -72,8 +79,41 @@ def read_tensors(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str,
     Raises FileNotFoundError when there is no such file and ValueError, in one sentence, when the file is truncated,
     not ours, of another kind, from a newer version or altered.
     """
-    path = Path(path)
-    if not path.is_file():
+    with _opened(path, kind) as (header, checksum, file):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}    # noqa: SIM118 - safe_open is no mapping
+        _compare(path, digest(header, tensors), checksum)
+    return header, tensors
+
+
+def read_header(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """(header, shapes of the tensors) of what `write_tensors` wrote, at once however large it is.
+
+    Raises what `read_tensors` raises, except that altered bytes are not noticed (a wrong size is).
+    """
+    with _opened(path, kind) as (header, _, file):
+        return header, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}    # noqa: SIM118
+
+
+def verify(path: Path | str, kind: str) -> None:
+    """Raise what `read_tensors` would raise, for files larger than memory."""
+    with _opened(path, kind) as (header, checksum, file), open(path, "rb") as raw:
+        start = 8 + int.from_bytes(raw.read(8), "little")        # safetensors: a length, so much JSON, the tensors' bytes
+        layout = json.loads(raw.read(start - 8))
+
+        def pieces(name: str) -> Iterator[bytes]:                # read, not mapped: mapped pages would count as our memory
+            first, last = layout[name]["data_offsets"]
+            raw.seek(start + first)
+            for left in range(last - first, 0, -PIECE):
+                yield raw.read(min(PIECE, left))
+
+        tensors = {name: file.get_tensor(name) for name in layout if name != "__metadata__"}    # mapped, and never looked into
+        _compare(path, _digest(header, tensors, pieces), checksum)
+
+
+@contextmanager
+def _opened(path: Path | str, kind: str) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """(header, checksum, the open file), once they are known to be ours; every way to be damaged becomes one ValueError."""
+    if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing: give the path of a file that ddlib has saved")
     try:
         with safe_open(path, framework="pt") as file:
@@ -86,12 +126,14 @@ def read_tensors(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str,
                 raise ValueError(f"{path} has format {header['format']} and this ddlib reads up to {FORMAT}: update ddlib")
             if header.get("kind", "").split("/")[0] != kind:
                 raise ValueError(f"{path} holds {header.get('kind')!r} where {kind!r} is wanted")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}    # noqa: SIM118 - safe_open is no mapping
+            yield header, checksum, file
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}): restore it or make it again") from None
-    if digest(header, tensors) != checksum:
+
+
+def _compare(path: Path | str, found: str, checksum: str) -> None:
+    if found != checksum:
         raise ValueError(f"{path} was altered after it was saved (its checksum differs): restore it or make it again")
-    return header, tensors
 
 
 def flatten_tree(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -116,18 +117,19 @@ def test_whitening_once_is_whitening_every_batch(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------------ interruptions
 
-def test_a_buffer_cut_by_time_goes_on_with_the_same_bits(toy, whole, tmp_path):
-    tries = 0
-    while True:
-        try:
-            experts.train(toy, TINY, tmp_path, minutes=1e-9)
-            break
-        except TimeoutError as error:
-            tries += 1
-            assert f"{len(contents(tmp_path))} of 3 experts are trained and the time is up" in str(error)
-            assert tries < 20, "every try trains at least one epoch"
-    assert tries >= 3 * (TINY.epochs - 1) and contents(tmp_path) == contents(whole.folder)
-    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("expert-*.lock"))
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_a_buffer_cut_by_time_trains_one_epoch_a_call_and_goes_on_with_the_same_bits(toy, whole, tmp_path, monkeypatch, epochs):
+    config, train_epoch, trained = replace(TINY, epochs=epochs), experts.Team.train_epoch, []
+    monkeypatch.setattr(experts.Team, "train_epoch", lambda team: trained.append(team.epoch) or train_epoch(team))
+    for call in range(1, 3 * epochs):
+        with pytest.raises(TimeoutError, match=f"{call // epochs} of 3 experts are trained and the time is up"):
+            experts.train(toy, config, tmp_path / "slices", minutes=1e-9)
+        assert len(trained) == call, "a call trains one epoch and no more, whichever expert it belongs to"
+    experts.train(toy, config, tmp_path / "slices", minutes=1e-9)
+    assert trained == [*range(epochs)] * 3
+    assert {path.suffix for path in (tmp_path / "slices").glob("expert-*")} == {".safetensors"}
+    undisturbed = whole.folder if epochs == 4 else experts.train(toy, config, tmp_path / "whole").folder
+    assert contents(tmp_path / "slices") == contents(undisturbed)
 
 
 def test_a_buffer_stopped_by_an_exception_in_any_step_goes_on_with_the_same_bits(toy, whole, tmp_path, monkeypatch):
@@ -196,10 +198,12 @@ def test_two_processes_share_the_work(whole, tmp_path):
     assert len(found) == 6 and contents(whole.folder).items() <= found.items()
 
 
-def test_an_expert_that_another_process_is_at_is_left_to_it(toy, whole, tmp_path):
-    lock = experts.acquire(tmp_path / "expert-00001.lock")
-    with pytest.raises(TimeoutError, match="2 of 3 experts"):
-        experts.train(toy, TINY, tmp_path, minutes=0.03)
+def test_an_expert_that_another_process_is_at_is_left_to_it(toy, whole, tmp_path, monkeypatch):
+    lock, clock = experts.acquire(tmp_path / "expert-00001.lock"), time.monotonic
+    with monkeypatch.context() as patch:                         # an hour of waiting
+        patch.setattr(time, "sleep", lambda _: patch.setattr(time, "monotonic", lambda: clock() + 3600))
+        with pytest.raises(TimeoutError, match="2 of 3 experts"):
+            experts.train(toy, TINY, tmp_path, minutes=60)
     assert sorted(contents(tmp_path)) == ["expert-00000.safetensors", "expert-00002.safetensors"]
     lock.close()                                                  # the other process has died
     experts.train(toy, TINY, tmp_path)
@@ -242,19 +246,93 @@ def junk(path):
     files.write_tensors(path, "network", {}, {"theta": torch.zeros(5, 3)})
 
 
-@pytest.mark.parametrize(("damage", "message"),
-                         [(flip, "checksum differs"), (cut, "damaged"), (swap, "another expert"), (junk, "no expert")])
-def test_a_damaged_file_is_named_and_made_again(toy, whole, tmp_path, capsys, damage, message):
+@pytest.mark.parametrize(("damage", "message"), [(cut, "damaged"), (swap, "another expert"), (junk, "holds 'network'")])
+def test_a_wrong_header_or_size_is_named_and_made_again_at_the_start(toy, whole, tmp_path, capsys, damage, message):
     folder = copied(whole, tmp_path / "buffer")
-    assert torch.equal(experts.open_buffer(folder).snapshots(1, 0, 4), whole.snapshots(1, 0, 4))
     damage(folder / "expert-00001.safetensors")
-    with pytest.raises(ValueError, match=f"expert-00001.safetensors.*{message}"):
-        experts.open_buffer(folder).snapshots(1, 0, 0)
+    with pytest.raises(ValueError, match=f"expert-00001.safetensors.*{message}.*; calling `ddlib.experts.train` makes it again"):
+        experts.open_buffer(folder)
     capsys.readouterr()
     experts.train(toy, TINY, folder)
     printed = capsys.readouterr().out
     assert printed.count("expert-00001.safetensors") == 1 and message in printed and "1 of 3 to train" in printed
     assert contents(folder) == contents(whole.folder)
+
+
+def test_a_flipped_byte_is_found_in_reading_and_the_file_made_again(toy, whole, tmp_path, capsys):
+    folder = copied(whole, tmp_path / "buffer")
+    path, sound = folder / "expert-00001.safetensors", (folder / "expert-00001.safetensors").read_bytes()
+    flip(path)
+    capsys.readouterr()
+    buffer = experts.train(toy, TINY, folder)
+    assert capsys.readouterr().out == "", "a start looks at headers and sizes"
+    assert torch.equal(buffer.snapshots(0, 0, 4), whole.snapshots(0, 0, 4)), "the other experts are good"
+    with pytest.raises(ValueError, match="its checksum differs") as found:
+        buffer.snapshots(1, 0, 0)
+    assert str(found.value) == (f"{path} was altered after it was saved (its checksum differs): restore it or make it again; "
+                                "calling `ddlib.experts.train` makes it again (it is expert-00001.damaged now)")
+    with pytest.raises(FileNotFoundError, match="expert-00001.safetensors is missing; calling `ddlib.experts.train` makes it again"):
+        buffer.snapshots(1, 0, 0)
+    experts.train(toy, TINY, folder)
+    assert "1 of 3 to train" in capsys.readouterr().out and path.read_bytes() == sound
+    assert torch.equal(buffer.snapshots(1, 0, 4), whole.snapshots(1, 0, 4))
+    assert not list(folder.glob("*.damaged"))
+
+
+def test_a_damaged_file_that_cannot_be_renamed_is_to_be_deleted(whole, tmp_path, monkeypatch):
+    folder = copied(whole, tmp_path / "buffer")
+    flip(folder / "expert-00001.safetensors")
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(experts.Path, "replace", refuse)
+    with pytest.raises(ValueError, match=r"its checksum differs.*makes it again \(delete it first\)"):
+        experts.open_buffer(folder).snapshots(1, 0, 0)
+
+
+def test_precisions_are_not_mixed_in_silence(toy, tmp_path, monkeypatch, capsys):
+    """ "auto" on one machine and then on another, with experts finished and begun; what is whole is no matter."""
+    config = replace(TINY, precision="auto", num_experts=2, epochs=2)
+    monkeypatch.setattr(train, "can_compile", lambda _: False)
+    monkeypatch.setattr(train, "has_bfloat16", lambda _: False)
+    experts.train(toy, replace(config, num_experts=1), tmp_path)
+    with pytest.raises(TimeoutError):
+        experts.train(toy, config, tmp_path, minutes=1e-9)
+    assert "the result will mix" not in capsys.readouterr().out
+    shutil.copytree(tmp_path, tmp_path / "begun")
+    (tmp_path / "begun" / "expert-00000.safetensors").unlink()
+    monkeypatch.setattr(train, "has_bfloat16", lambda _: True)
+    experts.train(toy, replace(config, num_experts=1), tmp_path)
+    assert capsys.readouterr().out == "", "nothing is trained, nothing mixed"
+    for folder in (tmp_path / "begun", tmp_path):
+        experts.train(toy, config, folder)
+        printed = capsys.readouterr().out
+        assert printed.count(f"{folder} were trained in float32 and the rest will be in bfloat16: the result will mix both") == 1
+    made_by = [files.read_header(tmp_path / f"expert-0000{number}.safetensors", "expert")[0]["made_by"] for number in range(2)]
+    assert [found["precision"] for found in made_by] == ["float32", "bfloat16"]
+
+
+def test_a_method_prepares_its_experts(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("DDLIB_RUNS", str(tmp_path))
+    config = SimpleNamespace(ipc=1000, experts=lambda: TINY)
+    with pytest.raises(ValueError, match="ipc 1000 is more than"):
+        experts.prepare(toy, config)
+    assert not list(tmp_path.rglob("*")), "nothing is trained for settings that cannot be"
+    config.ipc = 1
+    with pytest.raises(TimeoutError):
+        experts.prepare(toy, config, minutes=1e-9)
+    experts.prepare(toy, config)
+    monkeypatch.setattr(experts.Job, "work", None)
+    assert experts.train(toy, TINY).folder.parent == tmp_path / "experts"
+
+
+@pytest.mark.parametrize(("network", "device", "together"), [("convnet3", "cpu", 1), ("convnet3", "cuda", 8), ("resnet10_dim", "cuda", 1)])
+def test_a_gpu_trains_several_at_once_where_the_network_allows_it(toy, tmp_path, monkeypatch, network, device, together):
+    monkeypatch.setattr(train, "has_bfloat16", lambda _: False)
+    elsewhere = MagicMock(shape=toy.shape, num_classes=4, fingerprint=toy.fingerprint, preprocess=toy.preprocess)
+    elsewhere.train.images.device = torch.device(device)
+    assert experts.Job(elsewhere, replace(TINY, network=network), tmp_path, 1.0, None).together == together
 
 
 def test_a_complete_buffer_is_not_trained_again_and_can_grow(toy, whole, tmp_path, monkeypatch, capsys):
@@ -297,13 +375,11 @@ def test_config_and_data_decide_the_folder(toy, monkeypatch, tmp_path):
 
 
 def test_a_folder_without_experts_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no experts"):
+    with pytest.raises(FileNotFoundError, match="no finished expert"):
         experts.open_buffer(tmp_path)
     (tmp_path / "config.json").write_text('{"method": "DM"}')
-    with pytest.raises(ValueError, match="something else than experts"):
-        experts.open_buffer(tmp_path)
-    (tmp_path / "config.json").write_text('{"epochs": 1, "num_params": 2}')
-    with pytest.raises(FileNotFoundError, match="no finished expert yet"):
+    (tmp_path / "expert-00000.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="no finished expert"):
         experts.open_buffer(tmp_path)
 
 
@@ -342,11 +418,16 @@ def test_snapshots_that_do_not_exist_are_an_error(whole, asked):
         whole.snapshots(*asked)
 
 
-def test_a_checksum_is_computed_once(whole, monkeypatch):
-    buffer = experts.open_buffer(whole.folder)
-    buffer.snapshots(0, 0, 1)
-    monkeypatch.setattr(experts.hashlib, "sha256", None)
-    buffer.snapshots(0, 0, 1)
+def test_a_checksum_is_computed_at_the_first_reading_and_never_again(toy, whole, tmp_path, monkeypatch):
+    folder, verify, seen = copied(whole, tmp_path / "buffer"), files.verify, []
+    monkeypatch.setattr(files, "verify", lambda path, kind: seen.append(path.name) or verify(path, kind))
+    buffer = experts.train(toy, TINY, folder)
+    assert seen == []
+    for _ in range(2):
+        buffer.snapshots(0, 0, 1)
+        experts.open_buffer(folder).snapshots(0, 2, 3)
+        experts.train(toy, TINY, folder).snapshots(2, 0, 0)
+    assert seen == ["expert-00000.safetensors", "expert-00002.safetensors"]
 
 
 READER = """

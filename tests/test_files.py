@@ -58,8 +58,9 @@ def test_a_truncated_file_is_refused_at_every_length(stored):
     content = stored.read_bytes()
     for length in range(0, len(content), 7):
         stored.write_bytes(content[:length])
-        with pytest.raises(ValueError, match="damaged|not written by ddlib|altered"):
-            files.read_tensors(stored, "distilled")
+        for read in (files.read_tensors, files.read_header, files.verify):
+            with pytest.raises(ValueError, match="damaged|not written by ddlib|altered"):
+                read(stored, "distilled")
 
 
 def test_a_flipped_bit_is_noticed_wherever_it_is(stored):
@@ -72,8 +73,36 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(stored):
             header, tensors = files.read_tensors(stored, "distilled")
         except ValueError as error:
             assert str(stored) in str(error)
+            with pytest.raises(ValueError) as other:
+                files.verify(stored, "distilled")
+            assert str(other.value) == str(error)
         else:                                                  # white space of the outer JSON may change freely
             assert header["classes"] == HEADER["classes"] and torch.equal(tensors["images"], TENSORS["images"])
+            files.verify(stored, "distilled")
+
+
+@pytest.mark.parametrize("piece", [1, 5, 24, 2**20])
+def test_a_file_is_verified_in_pieces_of_any_size(stored, monkeypatch, piece):
+    monkeypatch.setattr(files, "PIECE", piece)
+    files.verify(stored, "distilled")
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="its checksum differs"):
+        files.verify(stored, "distilled")
+
+
+def test_a_header_is_read_without_the_tensors(stored):
+    content = stored.read_bytes()
+    stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    header, shapes = files.read_header(stored, "distilled")
+    assert header == {"format": files.FORMAT, "kind": "distilled/pixels", **HEADER}
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
+
+
+def test_the_checksum_of_a_set_is_the_one_that_files_have_had_from_the_start():
+    """Files that are on disk, and names that were made of checksums, stay good."""
+    tensors = {"a": torch.tensor([[1.0, 2.0]]).T, "b": torch.tensor(True), "c": torch.empty(0, 3)}
+    assert files.digest({"x": 1}, tensors) == "6b549fb4de04cb4b6bc30c239b8e468097cb127f83f6e452f06a32485d1859b4"
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path):
@@ -94,8 +123,9 @@ def test_a_newer_format_and_another_kind_are_refused(tmp_path):
 
 
 def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is missing"):
-        files.read_tensors(tmp_path / "none.safetensors", "distilled")
+    for read in (files.read_tensors, files.read_header, files.verify):
+        with pytest.raises(FileNotFoundError, match="is missing"):
+            read(tmp_path / "none.safetensors", "distilled")
 
 
 def test_a_tree_survives_flattening():
