@@ -361,8 +361,16 @@ def test_a_part_of_the_set_is_as_many_images_of_every_class(toy32, monkeypatch):
     for syn_batch, count in ((0, 24), (4, 4), (11, 8), (100, 24)):                      # three codes, two decoders, four classes
         next(esp.distill(toy32, dataclasses.replace(TINY, syn_batch=syn_batch)))
         assert shown.pop() == count
-    with pytest.raises(ValueError, match="syn_batch must be 0.*at least 4"):
-        next(esp.distill(toy32, dataclasses.replace(TINY, syn_batch=3)))
+
+
+def test_what_the_data_rule_out_is_said_before_experts_are_trained(toy32, monkeypatch):
+    monkeypatch.setattr(experts, "train", lambda *_, **__: pytest.fail("experts were trained first"))
+    for wrong, message in (({"syn_batch": 3}, "syn_batch must be 0.*at least 4"), ({"num_decoders": 4}, "choose from 1 to 3"),
+                           ({"artifact": "pixels", "ipc": 1000}, "1000")):
+        config = dataclasses.replace(TINY, **wrong)
+        for call in (esp.prepare, lambda *both: next(esp.distill(*both))):
+            with pytest.raises(ValueError, match=message):
+                call(toy32, config)
 
 
 @pytest.mark.parametrize("kind", ["points", "differences"])

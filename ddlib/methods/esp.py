@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddlib import augment, experts, models
-from ddlib.data import ImageSet
-from ddlib.distilled import FactoredSet, PixelSet
+from ddlib.data import ImageSet, check_ipc
+from ddlib.distilled import FactoredSet, PixelSet, fit_budget
 from ddlib.methods import State, Step, check_finite, dm, kfs, main
 from ddlib.runs import stream
 
@@ -252,7 +252,19 @@ def put(net: models.Classifier, theta: Tensor) -> None:
 
 def prepare(real: ImageSet, config: ESPConfig, minutes: float = math.inf) -> None:
     """Train the experts that are missing. TimeoutError when the time is up: the same call goes on."""
+    check_data(real, config)                                     # now, not after hours of training
     experts.train(real, config.experts(), minutes=minutes)
+
+
+def check_data(real: ImageSet, config: ESPConfig) -> None:
+    """ValueError for settings that these data rule out."""
+    if config.artifact == "codes":
+        fit_budget(config.ipc, real.shape, real.num_classes, config.num_decoders)
+    else:
+        check_ipc(real, config.ipc)
+    if 0 < config.syn_batch < real.num_classes:
+        raise ValueError(f"syn_batch must be 0, for the whole set, or at least {real.num_classes}, an image of every class; "
+                         f"got {config.syn_batch}")
 
 
 def distill(real: ImageSet, config: ESPConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:
@@ -261,6 +273,7 @@ def distill(real: ImageSet, config: ESPConfig, resume: Mapping[str, Any] | None 
     Its losses are means over the segment: dm (eq. 8), proj (eq. 7), rho = |E E^T G| / |G|, grad_norm = |G|, inner (the
     student's loss on the distilled set), and ratio, the gradient of beta * proj to the decoded images over that of dm.
     """
+    check_data(real, config)
     buffer = experts.train(real, config.experts())
     rng = stream(config.seed, "esp")
     device = real.train.images.device
@@ -272,9 +285,6 @@ def distill(real: ImageSet, config: ESPConfig, resume: Mapping[str, Any] | None 
         syn = PixelSet.from_real(real, config.ipc, rng, method=NAME)
         syn.meta["started_from"] = syn.meta.pop("indices")
         held, groups = config.ipc, syn.param_groups(config.pixel_lr)
-    if 0 < config.syn_batch < real.num_classes:
-        raise ValueError(f"syn_batch must be 0, for the whole set, or at least {real.num_classes}, an image of every class; "
-                         f"got {config.syn_batch}")
     optimizer = torch.optim.Adam(groups)
     params = [param for group in groups for param in group["params"]]
     net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=0)
