@@ -418,6 +418,44 @@ def bars(
         return fig
 
 
+def dots(
+    values: Mapping[str, Mapping[str, Sequence[float]]],
+    xlabel: str,
+    ylabel: str = "test accuracy, %",
+    *,
+    band: str | None = None,
+    colors: Mapping[str, str] | None = None,
+    title: str | None = None,
+    size: tuple[float, float] = (3.5, 3.0),
+) -> Figure:
+    """Single measurements as dots and their means as dashes: {place on the x axis: {series: values}}.
+
+    band: a series of which the mean, plus and minus one standard deviation, is shaded over the whole width.
+    """
+    series = list(dict.fromkeys(name for place in values.values() for name in place))
+    if not series:
+        raise ValueError("dots needs at least one value, as {place: {series: [values]}}")
+    paint = {name: (colors or {}).get(name) or color(name, index) for index, name in enumerate(series)}
+    with style():
+        fig = figure(size)
+        ax = fig.subplots()
+        shaded = [value for place in values.values() for value in place.get(band or "", ())]
+        if len(shaded) > 1:
+            middle, half = np.mean(shaded), np.std(shaded, ddof=1)
+            ax.axhspan(float(middle - half), float(middle + half), color=paint[band or ""], alpha=0.15, lw=0)
+        for index, place in enumerate(values.values()):
+            for turn, (name, given) in enumerate(place.items()):
+                at = index + (turn - (len(place) - 1) / 2) * 0.34
+                label = name if name in series else None
+                series = [other for other in series if other != name]                  # a series is named once in the legend
+                ax.plot([at] * len(given), given, "o", color=paint[name], alpha=0.6, label=label)
+                ax.plot([at - 0.14, at + 0.14], [np.mean(given)] * 2, color=paint[name], lw=2)
+        ax.set_xticks(range(len(values)), list(values))
+        _finish(ax, xlabel, ylabel, title)
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        return fig
+
+
 def features_scatter(
     points: Tensor | ArrayLike,
     chosen: Mapping[str, Tensor | ArrayLike] | Tensor | ArrayLike | None = None,

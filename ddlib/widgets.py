@@ -536,13 +536,13 @@ padding:.15em .3em;max-width:100%}
 .ddlib-widget .epsilon .tiles div{font-variant-numeric:tabular-nums;line-height:1.25;color:#57606a;font-size:.9em}
 .ddlib-widget .epsilon .tiles b{display:block;color:#1f2328;font-size:1.35rem;font-weight:600}
 .ddlib-widget .epsilon .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.3em .6em}
-.ddlib-widget .epsilon .panels figure{margin:0;min-width:0}
-.ddlib-widget .epsilon .panels figcaption{font-weight:600;font-size:.9em}
+.ddlib-widget .epsilon .panels div{min-width:0}
+.ddlib-widget .epsilon .panels strong{font-weight:600;font-size:.9em}
 .ddlib-widget .epsilon .panels canvas{display:block;width:100%;height:150px}
 .ddlib-widget .epsilon .said{color:#57606a;margin:.2em 0 .6em;font-size:.92em}
 .ddlib-widget .epsilon .key{display:inline-block;width:.8em;height:.8em;margin:0 .25em 0 .1em;vertical-align:-.05em}
 .ddlib-widget .epsilon .values{overflow-x:auto}
-.ddlib-widget .epsilon table{border-collapse:collapse;margin:0;width:100%;font-size:.88em;table-layout:auto}
+.ddlib-widget .epsilon .values table{display:table;border-collapse:collapse;margin:0;width:100%;font-size:.88em}
 .ddlib-widget .epsilon th,.ddlib-widget .epsilon td{padding:.1em .5em .1em 0;border:0;background:#fff;color:#1f2328;text-align:left;
 font-variant-numeric:tabular-nums;vertical-align:middle;line-height:1.25}
 .ddlib-widget .epsilon thead th{font-weight:600;border-bottom:1px solid #d0d7de;vertical-align:bottom}
@@ -699,7 +699,7 @@ def epsilon_explorer(
     if not all(torch.isfinite(vector).all() for vector in vectors.values()):
         raise ValueError("student, target and start must be finite")
     groups = dict.fromkeys(name.split(", ")[0] for name in layers)
-    figures = "".join(f'<figure><figcaption>{escape(name)}</figcaption><canvas role="img"></canvas></figure>' for name in groups)
+    figures = "".join(f'<div><strong>{escape(name)}</strong><canvas role="img"></canvas></div>' for name in groups)
     key = '<span class="key" style="background:{}"></span>{}'
     keys = [key.format(color, text) for color, text in
             (("#5b8fc7", "stays, "), ("#8b1a0e", "pruned, signs differ, "), ("#e8590c", "pruned, signs agree. "))]

@@ -255,3 +255,19 @@ def test_chosen_points_are_marked_in_the_methods_colour():
     assert not np.allclose(means[0].get_facecolor()[0, :3], means[1].get_facecolor()[0, :3]), "means have their classes' colours"
     with pytest.raises(ValueError, match=r"\(N, 2\)"):
         plots.features_scatter(np.zeros((4, 3)))
+
+
+def test_dots_show_every_value_with_its_mean_and_the_band_of_one_series():
+    fig = plots.dots({"off": {"off": [60.0, 64.0]}, "0.1": {"signed": [61.0], "absolute": [63.0, 65.0]}, "0.9": {"signed": [50.0]}},
+                     "epsilon", band="off", colors={"signed": "#8b1a0e"})
+    (ax,) = fig.axes
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert sorted(y for line in dots for y in line.get_ydata()) == [50, 60, 61, 63, 64, 65]
+    assert sorted(line.get_ydata()[0] for line in ax.lines if line.get_marker() != "o") == [50, 61, 62, 64]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["off", "signed", "absolute"]
+    (band,) = ax.patches
+    assert (band.get_y(), band.get_height()) == pytest.approx((62 - 8**0.5, 2 * 8**0.5))
+    assert [line.get_color() for line in dots].count("#8b1a0e") == 2
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["off", "0.1", "0.9"]
+    with pytest.raises(ValueError, match="at least one value"):
+        plots.dots({}, "epsilon")

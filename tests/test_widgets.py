@@ -360,7 +360,7 @@ def test_the_epsilon_explorer_redraws_for_the_slider_and_for_the_rule(show):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("#eps output").inner_text() == "0.10"
     look = lambda: page.locator("#eps canvas").evaluate_all("all => all.map(c => c.toDataURL() + c.getAttribute('aria-label'))")
-    assert page.locator("#eps figcaption").all_inner_texts() == ["block 1", "linear"] and len(look()) == 2
+    assert page.locator("#eps .panels strong").all_inner_texts() == ["block 1", "linear"] and len(look()) == 2
     before = look()
     page.locator("#eps input").press("ArrowRight")
     assert page.locator("#eps output").inner_text() == "0.11" and look() != before
