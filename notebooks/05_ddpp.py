@@ -183,7 +183,7 @@ def layer_name(parameter):
 layers = {layer_name(parameter): weight.numel() for parameter, weight in net.named_parameters()}
 split = lambda vector: dict(zip(layers, vector.split(list(layers.values()))))
 numerator, denominator, flips = (student - target).square(), (start - target).square(), student.sign() * target.sign() < 0
-columns = ("layer", "parameters", "sign flips", "pruned", "pruned, %", "of the numerator, %", "of the denominator, %")
+columns = ("layer", "number", "sign flips", "pruned", "pruned, %", "numerator, %", "denominator, %")
 
 
 def line(title, part):
@@ -313,9 +313,10 @@ plots.bars(accuracy, title=f"{config.dataset} at IPC {config.ipc}, {repeats} net
 # updates at the full rate end anywhere: $\epsilon=0.9$ then costs 2 to 6 points, depending on the seeds. Nothing is chosen from
 # it.
 #
-# In the table below the figure, the two deviations are the two sources of spread. One seed means the same first images, experts
-# and networks in every setting, so the last column compares with MTT seed by seed: mean and deviation of the differences. With so
-# few distillations, only a difference of several times its deviation says anything.
+# The table below the figure has the two sources of spread as standard deviations: over the sets that the distillations ended in,
+# and over the networks of one set. One seed means the same first images, experts and networks in every setting, so the last
+# column compares with MTT seed by seed: mean and deviation of the differences. With so few sets, only a difference of several
+# times its deviation says anything.
 
 # %%
 GRID = [("off", 0.1), *(("signed", e) for e in (0.01, 0.1, 0.5, 0.9)), *(("absolute", e) for e in (0.1, 0.9))]
@@ -343,31 +344,12 @@ def setting(row):
 
 
 def ablation_figure(rows, title):
-    """A dot per row, a dash per setting; the band is MTT's mean plus and minus the deviation over its distillations."""
-    means = {}
-    for row in rows:
-        means.setdefault(setting(row), []).append(float(row["accuracy_mean"]))
-    epsilons = sorted({e for rule, e in means if rule != "off"})
-    colors = {"signed": "#8b1a0e", "absolute": "#e8590c", "off": plots.METHOD_COLORS["MTT"]}
-    with plots.style():
-        fig = plots.figure((3.5, 3.0))
-        ax = fig.subplots()
-        if len(base := means.get(("off", 0.0), [])) > 1:
-            middle, half = statistics.mean(base), statistics.stdev(base)
-            ax.axhspan(middle - half, middle + half, color=colors["off"], alpha=0.15, lw=0)
-        seen = set()
-        for (rule, e), values in means.items():
-            at = 0.0 if rule == "off" else 1 + epsilons.index(e) + (-0.16 if rule == "signed" else 0.16)
-            ax.plot([at] * len(values), values, "o", color=colors[rule], alpha=0.6, label=None if rule in seen else rule)
-            ax.plot([at - 0.13, at + 0.13], [statistics.mean(values)] * 2, color=colors[rule], lw=2)
-            seen.add(rule)
-        ax.set_xticks(range(len(epsilons) + 1), ["off", *(f"{e:g}" for e in epsilons)])
-        ax.set_xlabel("epsilon, pruning threshold")
-        ax.set_ylabel("test accuracy, %")
-        ax.set_title(title, loc="left", weight="bold")
-        fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return fig
-
+    places = {}
+    for row in sorted(rows, key=lambda row: (setting(row)[1], RULES.index(setting(row)[0]))):
+        rule, e = setting(row)
+        places.setdefault("off" if rule == "off" else f"{e:g}", {}).setdefault(rule, []).append(float(row["accuracy_mean"]))
+    return plots.dots(places, "epsilon, pruning threshold", band="off", title=title,
+                      colors={"signed": "#8b1a0e", "absolute": "#e8590c", "off": plots.METHOD_COLORS["MTT"]})
 
 
 def summary(rows):
@@ -398,8 +380,7 @@ def ablation_table(rows, caption):
         difference = "-" if rule == "off" or not group.keys() & base.keys() else "{:+.1f}±{:.1f}".format(*minus_mtt(group, base))
         threshold = "-" if rule == "off" else f"{e:g}"
         lines.append((rule, threshold, f"{mean:.1f}", f"{std:.1f}", str(len(group)), f"{networks:.1f}", difference))
-    names = ("rule", "epsilon", "mean, %", "deviation over distillations", "distillations", "deviation over networks",
-             "minus MTT, same seed")
+    names = ("rule", "epsilon", "mean, %", "± over sets", "sets", "± over networks", "minus MTT")
     return papers.Table(names, tuple(lines), caption=caption, numeric=frozenset(names[1:]))
 
 
@@ -417,9 +398,9 @@ assert cost > 1 or not is_default or (ablation_steps, ablation_rate, ablation_se
 print("epsilon = 0.9 costs more than a point:", cost > 1)
 
 # %% [markdown]
-# Between no pruning and $\epsilon=0.5$ the dots overlap: whatever pruning does there is smaller than what two distillations can
-# show. Only $\epsilon=0.9$ costs accuracy with every seed, in both readings: it removes half of the parameters and most of the
-# signal. Below, a larger ablation, if its rows are there (`book/results/ddpp_ablation.csv`):
+# Between no pruning and $\epsilon=0.5$ the dots overlap: whatever pruning does there is small beside what two distillations
+# differ by. Only $\epsilon=0.9$ costs accuracy with every seed, in both readings: it removes half of the parameters and most of
+# the signal. Below, a larger ablation, if its rows are there (`book/results/ddpp_ablation.csv`):
 
 # %%
 stored = evaluate.read_rows(runs.ROOT / "book" / "results" / "ddpp_ablation.csv")
