@@ -299,7 +299,7 @@ def draw_walks(ax, walks, used):
     for name, rows in walks.items():
         x, y = ((rows - way[0]) @ plane).T.tolist()
         is_expert = name == "expert"
-        ax.plot(x, y, color=PAINT[name], marker="o", ms=5 if is_expert else 2.5, mfc="white" if is_expert else None, label=name)
+        ax.plot(x, y, color=PAINT[name], marker="o" if is_expert else None, mfc="white", label=name)
         if is_expert:
             ax.plot(x[:used + 1], y[:used + 1], "o", color=PAINT[name])
     ax.set(xlabel="first main direction of the expert", ylabel="second")
@@ -663,4 +663,4 @@ mine = data.ImageSet.from_arrays(*half(real.train), *half(real.test), classes=re
 own_config = replace(small, dataset="mine", num_codes=0, ipc=2, width=8, num_experts=2, buffer_epochs=3, segment=2, max_start=2)
 with contextlib.redirect_stdout(io.StringIO()):                           # what the training of experts prints
     *_, step = esp.distill(mine, own_config)
-step.syn.show(per_class=3)
+step.syn.show(per_class=2)

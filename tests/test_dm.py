@@ -64,7 +64,7 @@ def test_a_class_meets_real_and_synthetic_images_under_one_draw(monkeypatch):
         syn = PixelSet.from_real(toy, 3, rng(seed))
         shown = [toy.train.images[syn.meta["indices"]][syn.labels == label] for label in range(toy.num_classes)]
         monkeypatch.setattr(data.ImageSet, "draw", lambda self, label, n, rng, shown=shown: shown[label])
-        real_images, syn_images = dm.draw_pairs(toy, syn, dm.DMConfig(dataset="toy", ipc=3), augment.strategy_for(toy), rng(seed))
+        real_images, syn_images = dm.draw_pairs(toy, syn.images, 256, augment.strategy_for(toy), rng(seed))
         assert torch.equal(real_images, syn_images)
         features = net.embed(syn_images).unflatten(0, (toy.num_classes, -1))
         assert dm.matching_loss(dm.embed_real(net, real_images, toy.num_classes), features) < 1e-10
@@ -72,9 +72,7 @@ def test_a_class_meets_real_and_synthetic_images_under_one_draw(monkeypatch):
 
 def test_classes_get_draws_of_their_own():
     toy = data.load("toy")
-    blank = PixelSet(torch.ones(4, *toy.shape), torch.arange(4), classes=toy.classes, preprocess=toy.preprocess)
-    config = dm.DMConfig(dataset="toy", ipc=1)
-    _, images = dm.draw_pairs(toy, blank, config, "crop", rng(1))
+    _, images = dm.draw_pairs(toy, torch.ones(4, *toy.shape), 8, "crop", rng(1))
     assert len({tuple(image.flatten().tolist()) for image in images}) > 1                # other borders, so another shift
 
 
@@ -83,7 +81,7 @@ def test_unequal_classes_are_not_mixed():
     kept = torch.cat([toy.train.of_class(label)[:9 * (label + 1)] for label in range(4)])
     uneven = dataclasses.replace(toy, train=data.Split(toy.train.images[kept], toy.train.labels[kept]))
     syn = PixelSet.from_real(uneven, 1, rng())
-    real_images, _ = dm.draw_pairs(uneven, syn, dm.DMConfig(dataset="toy", ipc=1), "none", rng())
+    real_images, _ = dm.draw_pairs(uneven, syn.images, 256, "none", rng())
     per_class = real_images.unflatten(0, (4, -1))                                       # (C, B, c, h, w)
     assert per_class.shape[1] == 9
     for label in range(4):

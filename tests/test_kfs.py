@@ -61,11 +61,11 @@ def test_without_decoders_a_step_is_that_of_dm_on_pixels(toy):                  
                        preprocess=toy.preprocess)
     net = models.build("convnet3", shape=toy.shape, num_classes=4, width=4, seed=0).requires_grad_(False)
     pixel.images.requires_grad_(), same.codes.requires_grad_()
-    real_images, syn_images = dm.draw_pairs(toy, pixel, dm.DMConfig(ipc=3, real_batch=8), "crop_scale", rng(5))
+    real_images, syn_images = dm.draw_pairs(toy, pixel.images, 8, "crop_scale", rng(5))
     loss = dm.matching_loss(dm.embed_real(net, real_images, 4), net.embed(syn_images).unflatten(0, (4, -1)))
     (by_dm,) = torch.autograd.grad(loss, pixel.images)
 
-    real_images, syn_images = kfs.draw_pairs(toy, same.decode(torch.arange(12)), 8, "crop_scale", rng(5))
+    real_images, syn_images = dm.draw_pairs(toy, same.decode(torch.arange(12)), 8, "crop_scale", rng(5))
     value, pixels = kfs.match(net, syn_images, 4, partial(dm.matching_loss, dm.embed_real(net, real_images, 4)))
     (by_kfs,) = torch.autograd.grad(syn_images, same.codes, pixels)
     assert by_dm.abs().sum() > 0 and torch.equal(value, loss.detach()) and torch.equal(by_kfs.flatten(0, 1), by_dm)

@@ -10,7 +10,6 @@ Cost of a step: MTT's.
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -76,9 +75,7 @@ def loss_terms(student: Tensor, target: Tensor, start: Tensor, config: DDPPConfi
     return {"match": pruned_loss(student, target, start, keep), "mtt": mtt.matching_loss(student.detach(), target, start), "kept": kept}
 
 
-def prepare(real: ImageSet, config: DDPPConfig, minutes: float = math.inf) -> None:
-    """Train the experts that are missing, as `mtt.prepare`."""
-    mtt.prepare(real, config, minutes)
+prepare = mtt.prepare
 
 
 def distill(real: ImageSet, config: DDPPConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:

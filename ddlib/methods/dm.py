@@ -75,15 +75,14 @@ def matching_loss(real_features: Tensor, syn_features: Tensor) -> Tensor:
     return difference.square().sum()
 
 
-def draw_pairs(real: ImageSet, syn: PixelSet, config: DMConfig, strategy: str,
-               rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A real batch (C * B, c, h, w) and the synthetic images (C * IPC, c, h, w), augmented class by class with one draw.
+def draw_pairs(real: ImageSet, images: Tensor, real_batch: int, strategy: str, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A real batch (C * B, c, h, w) and the synthetic images (C * n, c, h, w) given, augmented class by class with one draw.
 
     B is real_batch, or the size of the smallest class: every class gives as many images.
     """
-    batch_size = min(config.real_batch, *(len(real.train.of_class(label)) for label in range(real.num_classes)))
+    batch_size = min(real_batch, *(len(real.train.of_class(label)) for label in range(real.num_classes)))
     real_images, syn_images = [], []
-    for label, of_class in enumerate(syn.images.split(config.ipc)):                     # (IPC, c, h, w), class by class
+    for label, of_class in enumerate(images.split(len(images) // real.num_classes)):    # (n, c, h, w), class by class
         batch = real.preprocess(real.draw(label, batch_size, rng))                      # (B, c, h, w)
         drawn = augment.draw(strategy, 1, real.shape, rng, siamese=True)
         real_images.append(augment.apply(drawn, batch))
@@ -109,7 +108,7 @@ def distill(real: ImageSet, config: DMConfig, resume: Mapping[str, Any] | None =
         net_seed = int(torch.randint(2**31, (), generator=rng))
         net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=net_seed)
         net = net.to(syn.images.device).requires_grad_(False)
-        real_images, syn_images = draw_pairs(real, syn, config, strategy, rng)
+        real_images, syn_images = draw_pairs(real, syn.images, config.real_batch, strategy, rng)
         syn_features = net.embed(syn_images).unflatten(0, (real.num_classes, -1))       # (C, IPC, F)
         loss = matching_loss(embed_real(net, real_images, real.num_classes), syn_features)
         (syn.images.grad,) = torch.autograd.grad(loss, syn.images)

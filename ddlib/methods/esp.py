@@ -61,7 +61,7 @@ class ESPConfig(experts.Buffered):
     syn_batch: int = 0                                  # [P] 0: the whole set in every update; else about so many images of it
     real_batch: int = 256                               # real images per class and update
     proj_weight: float = 1e-5                           # [P] beta, for width 128; see `beta`
-    proj_norm: Norm = "l1"
+    proj_norm: Norm = "l1"                              # "l2" wants a proj_weight of beta(P, norm="l2")
     dm_weight: float = 1.0                              # 0 leaves the projection loss alone (Table 4)
     dm_net: Literal["student", "random"] = "student"    # [P] whose features eq. 8 compares
     feature_reduction: Reduction = "sum"                # over the features in eq. 8
@@ -84,9 +84,10 @@ class ESPConfig(experts.Buffered):
                              f"{self.max_start - 1 + self.segment}, got {self.buffer_epochs}")
         if not (self.proj_weight >= 0 and self.dm_weight >= 0 and self.proj_weight + self.dm_weight > 0):
             raise ValueError(f"proj_weight and dm_weight must be at least 0 and not both 0, got {self.proj_weight} and {self.dm_weight}")
-        if not (self.inner_lr > 0 and self.pixel_lr >= 0 and self.syn_batch >= 0):
-            raise ValueError("inner_lr must be above 0, pixel_lr and syn_batch at least 0, "
+        if not (0 < self.inner_lr < math.inf and 0 <= self.pixel_lr < math.inf and self.syn_batch >= 0):
+            raise ValueError("inner_lr must be above 0, pixel_lr and syn_batch at least 0, and all finite, "
                              f"got {self.inner_lr}, {self.pixel_lr} and {self.syn_batch}")
+        augment.parse(self.augment)
         if self.network not in dm.FIT_FOR_DM:
             raise ValueError(f"network {self.network!r} would mix the classes of a batch; choose from {', '.join(dm.FIT_FOR_DM)}")
         kfs.check_factors(self.num_decoders, self.num_codes, self.code_lr, self.decoder_lr)
@@ -95,12 +96,13 @@ class ESPConfig(experts.Buffered):
         return dataclasses.replace(super().experts(), loss=self.loss)
 
 
-def beta(num_params: int, at_width_128: float = 1e-5) -> float:
+def beta(num_params: int, at_width_128: float = 1e-5, norm: Norm = "l1") -> float:
     """A proj_weight for P parameters that acts like `at_width_128` does for 320,010: times (320010 / P)^(1/4), 2.6 at width 16.
 
-    Not 320010 / P, although eq. 7 is a sum over P: both losses grow with the width, and so do their gradients.
+    Not 320010 / P, although eq. 7 is a sum over P: both losses grow with the width, and so do their gradients. norm: with
+    proj_norm="l2" the loss is about 0.8 sqrt(P) times smaller (the residual is nearly Gaussian), and this makes up for it.
     """
-    return at_width_128 * (320_010 / num_params) ** 0.25
+    return at_width_128 * (320_010 / num_params) ** 0.25 * (0.8 * num_params**0.5 if norm == "l2" else 1)
 
 
 # The small buffers are those of MTT's presets of the same name. On a laptop beta was chosen on validation images: at the
@@ -111,8 +113,10 @@ PRESETS = {
                       steps=3, segment=2, syn_steps=2, max_start=2, real_batch=8, proj_weight=beta(428)),
     "cpu": ESPConfig(dataset="fashion_mini", ipc=1, num_decoders=2, width=16, num_experts=4, buffer_epochs=8, buffer_lr=0.02,
                      buffer_batch=128, steps=40, segment=5, syn_steps=5, max_start=4, real_batch=64, proj_weight=0.1),
-    "gpu": ESPConfig(ipc=1, preprocess="zca_a", num_experts=20, buffer_epochs=30, steps=600),
+    "gpu-ipc1": ESPConfig(ipc=1, preprocess="zca_a", num_experts=20, buffer_epochs=30, steps=600),
+    "gpu-ipc10": ESPConfig(ipc=10, preprocess="zca_a", num_experts=20, buffer_epochs=30, steps=250),
 }
+PRESETS["gpu"] = PRESETS["gpu-ipc10"]
 PRESETS |= {                            # Table 1; Tables 2 and 3 evaluate the same sets on other networks
     f"{dataset.replace('_', '-')}-ipc{ipc}": ESPConfig(dataset=dataset, ipc=ipc, num_decoders=num_decoders,
                                                        network="convnet4" if dataset == "tiny_imagenet" else "convnet3")
@@ -219,7 +223,7 @@ def update(real: ImageSet, images: Tensor, theta: Tensor, span: Tensor, net: mod
     Both losses are taken at theta (P,), before the student's step. `net` lends its layers; its weights are overwritten.
     """
     shown = images.detach().requires_grad_()
-    real_images, syn_images = kfs.draw_pairs(real, shown, config.real_batch, strategy, rng)
+    real_images, syn_images = dm.draw_pairs(real, shown, config.real_batch, strategy, rng)
     labels = torch.arange(real.num_classes, device=images.device).repeat_interleave(len(images) // real.num_classes)
     found = project_gradient(net, theta, syn_images, labels, span, norm=config.proj_norm, loss=config.loss, second=config.proj_weight > 0)
     norm = found.gradient.norm()
@@ -245,15 +249,13 @@ def update(real: ImageSet, images: Tensor, theta: Tensor, span: Tensor, net: mod
 
 def put(net: models.Classifier, theta: Tensor) -> None:
     """Copy theta (P,) into the network."""
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            parameter.copy_(models.unflatten(net, theta)[name])
+    net.load_state_dict(models.unflatten(net, theta))
 
 
 def prepare(real: ImageSet, config: ESPConfig, minutes: float = math.inf) -> None:
-    """Train the experts that are missing. TimeoutError when the time is up: the same call goes on."""
-    check_data(real, config)                                     # now, not after hours of training
-    experts.train(real, config.experts(), minutes=minutes)
+    """As `experts.prepare`, after a look at what these data rule out: now, not after hours of training."""
+    check_data(real, config)
+    experts.prepare(real, config, minutes)
 
 
 def check_data(real: ImageSet, config: ESPConfig) -> None:

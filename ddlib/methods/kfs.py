@@ -11,6 +11,7 @@ forward passes per class, and forward and backward for the decoded images, a chu
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ddlib import augment, models
 from ddlib.data import ImageSet
-from ddlib.distilled import FactoredSet, PixelSet
+from ddlib.distilled import FactoredSet
 from ddlib.methods import State, Step, check_finite, dm, main
 from ddlib.runs import stream
 
@@ -32,20 +33,21 @@ CHUNK = 1024            # decoded images whose activations are in memory at once
 
 @dataclass(frozen=True, kw_only=True)
 class KFSConfig:
-    """One KFS run. The defaults are those of CIFAR-10, IPC 10."""
+    """One KFS run. The defaults are those of CIFAR-10, IPC 10. [E] marks what ESP states for codes and decoders, [D] what is
+    DM's; KFS itself was published without code, and the rest is our reconstruction."""
 
     dataset: str = "cifar10"
-    ipc: int = 10                       # the budget: codes and decoders together need no more scalars than ipc images per class
+    ipc: int = 10                       # [E] the budget: codes and decoders together need no more scalars than ipc images per class
     num_decoders: int = 4               # n_d
     num_codes: int = 0                  # n_z per class; 0: as many as fit
-    network: str = "convnet3"
-    width: int = 128
-    steps: int = 20_000                 # outer updates, a new random network for each
-    real_batch: int = 256               # real images per class and step
+    network: str = "convnet3"           # [E]
+    width: int = 128                    # [E]
+    steps: int = 20_000                 # [D] outer updates, a new random network for each
+    real_batch: int = 256               # [D] real images per class and step
     decoded_per_class: int = 0          # decoded images of a class that a step looks at, drawn anew; 0: all
-    code_lr: float = 0.1                # Adam; both rates fall linearly to 0
-    decoder_lr: float = 0.01
-    augment: str = augment.DSA          # siamese: real and synthetic images of a class share one draw
+    code_lr: float = 0.1                # [E] Adam; both rates fall linearly to 0
+    decoder_lr: float = 0.01            # [E]
+    augment: str = augment.DSA          # [D] siamese: real and synthetic images of a class share one draw
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,8 +67,8 @@ def check_factors(num_decoders: int, num_codes: int, code_lr: float, decoder_lr:
     if num_decoders < 1 or num_codes < 0:
         raise ValueError(f"num_decoders must be at least 1 and num_codes at least 1, or 0 for as many as fit, "
                          f"got {num_decoders} and {num_codes}")
-    if not (code_lr >= 0 and decoder_lr >= 0):
-        raise ValueError(f"code_lr and decoder_lr must be at least 0, got {code_lr} and {decoder_lr}")
+    if not (0 <= code_lr < math.inf and 0 <= decoder_lr < math.inf):
+        raise ValueError(f"code_lr and decoder_lr must be at least 0 and finite, got {code_lr} and {decoder_lr}")
 
 
 # Where KFS and ESP are published (ESP, Table 1), with the number of decoders: one that leaves little of the budget unused.
@@ -76,8 +78,10 @@ PUBLISHED = {("svhn", 1): 4, ("svhn", 10): 4, ("svhn", 50): 4, ("cifar10", 1): 4
 PRESETS = {
     "tiny": KFSConfig(dataset="toy", ipc=1, num_decoders=2, width=4, steps=6, real_batch=8),
     "cpu": KFSConfig(dataset="fashion_mini", ipc=1, num_decoders=2, width=16, steps=300, real_batch=64, decoded_per_class=20),
-    "gpu": KFSConfig(steps=5_000),
+    "gpu-ipc1": KFSConfig(ipc=1, steps=5_000),
+    "gpu-ipc10": KFSConfig(ipc=10, steps=5_000),
 }
+PRESETS["gpu"] = PRESETS["gpu-ipc10"]
 PRESETS |= {                            # 64-pixel images need a fourth block
     f"{dataset.replace('_', '-')}-ipc{ipc}": KFSConfig(dataset=dataset, ipc=ipc, num_decoders=num_decoders,
                                                        network="convnet4" if dataset == "tiny_imagenet" else "convnet3")
@@ -90,14 +94,6 @@ def choose(num_classes: int, held: int, wanted: int, rng: torch.Generator) -> Te
     if not 0 < wanted < held:
         return torch.arange(num_classes * held)
     return torch.cat([label * held + torch.randperm(held, generator=rng)[:wanted] for label in range(num_classes)])
-
-
-def draw_pairs(real: ImageSet, images: Tensor, real_batch: int, strategy: str, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A real batch (C * B, c, h, w) and the images (C * n, c, h, w) given, augmented class by class with one draw, as in DM."""
-    of_class = len(images) // real.num_classes
-    labels = torch.arange(real.num_classes).repeat_interleave(of_class)
-    shown = PixelSet(images, labels, classes=real.classes, preprocess=real.preprocess)
-    return dm.draw_pairs(real, shown, dm.DMConfig(dataset=real.name, ipc=of_class, real_batch=real_batch), strategy, rng)
 
 
 def match(net: models.Classifier, images: Tensor, num_classes: int, loss: Callable[[Tensor], Tensor],
@@ -138,7 +134,7 @@ def distill(real: ImageSet, config: KFSConfig, resume: Mapping[str, Any] | None 
         net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=net_seed)
         net = net.to(syn.codes.device).requires_grad_(False)
         images = syn.decode(choose(real.num_classes, syn.per_class, config.decoded_per_class, rng))      # (C * n, c, h, w)
-        real_images, syn_images = draw_pairs(real, images, config.real_batch, strategy, rng)
+        real_images, syn_images = dm.draw_pairs(real, images, config.real_batch, strategy, rng)
         real_features = dm.embed_real(net, real_images, real.num_classes)
         loss, pixels = match(net, syn_images, real.num_classes, partial(dm.matching_loss, real_features))
         gradients = torch.autograd.grad(syn_images, params, pixels)

@@ -105,9 +105,7 @@ def loss_terms(student: Tensor, target: Tensor, start: Tensor) -> Terms:
     return {"match": matching_loss(student, target, start)}
 
 
-def prepare(real: ImageSet, config: MTTConfig, minutes: float = math.inf) -> None:
-    """Train the experts that are missing. Raises TimeoutError after `minutes`; called again, it goes on."""
-    experts.train(real, config.experts(), minutes=minutes)
+prepare = experts.prepare
 
 
 def distill(real: ImageSet, config: MTTConfig, resume: Mapping[str, Any] | None = None,
