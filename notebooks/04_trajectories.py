@@ -304,8 +304,8 @@ bench_table(runs.ROOT / "book" / "results" / "unroll.csv")
 # as much of it as a plane can. Grey: an expert, with its epochs. Blue: a student that starts at epoch 0 and trains on **one real image
 # per class**, not distilled at all. The slider sets $J$; the title shows the loss when the expert's point after $K$ epochs is
 # the goal. With few steps the student has hardly moved and the loss is near 1. More steps bring it nearer, and then away: ten
-# photographs lead somewhere else than all of them do. (The axes are stretched
-# differently, and what leaves the plane cannot be seen; the loss counts everything.) The second
+# photographs lead somewhere else than all of them do. At $J=80$ the picture looks best while the loss is worst: the axes are
+# stretched differently, and what leaves the plane cannot be seen; the loss counts everything. The second
 # slider needs a kernel: it distils 20 steps at a learning rate of your choice, a few seconds a move.
 
 # %%

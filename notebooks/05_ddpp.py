@@ -250,7 +250,7 @@ print("pruned that would be pruned for a student without a single step, more tha
 # The same three vectors are stored in this page, and the browser tests all their coordinates while you move the slider. Each
 # picture shows the parameters of one layer; those in the shaded range are pruned. Things to try: slide to 0 and switch between
 # the two readings; look for the slope of the clouds, which says that low ratios belong to small parameters; slide to 0.9, where
-# the paper warns of too much pruning, and read how little of the loss is left.
+# the paper warns of too much pruning, and read how little of the numerator is left.
 
 # %%
 thin = -(-len(student) // 20_000)                                 # a large network is shown by every n-th parameter
@@ -304,8 +304,9 @@ accuracy = {row["method"]: (float(row["accuracy_mean"]), float(row["accuracy_std
 plots.bars(accuracy, title=f"{config.dataset} at IPC {config.ipc}, {repeats} networks each", size=plots.HALF)
 
 # %% [markdown]
-# Distilled images beat drawn ones. DDPP against MTT is another matter: their difference is of the size of the spread, and one
-# pair of runs cannot tell them apart. The spread has two sources. *Networks*: the same images train better or worse from other
+# Distilled images beat drawn ones. DDPP against MTT is another matter: their difference is far below the spread, and one
+# pair of runs cannot tell them apart. (Chapter 4's MTT is better with students twice as long and other rates; here both methods
+# have the preset's.) The spread has two sources. *Networks*: the same images train better or worse from other
 # initial weights. *Distillations*: another seed draws other first images, other experts, other starts, and ends in other images.
 #
 # The ablation repeats both. Every dot is one distillation, its height the mean over its networks; the band is MTT's mean, plus
@@ -315,8 +316,8 @@ plots.bars(accuracy, title=f"{config.dataset} at IPC {config.ipc}, {repeats} net
 #
 # The table below the figure has the two sources of spread as standard deviations: over the sets that the distillations ended in,
 # and over the networks of one set. One seed means the same first images, experts and networks in every setting, so the last
-# column compares with MTT seed by seed: mean and deviation of the differences. With so few sets, only a difference of several
-# times its deviation says anything.
+# column compares with MTT seed by seed: mean and deviation of the differences. Two pairs give no deviation to rely on, so
+# compare a difference with what two distillations differ by, about a point.
 
 # %%
 GRID = [("off", 0.1), *(("signed", e) for e in (0.01, 0.1, 0.5, 0.9)), *(("absolute", e) for e in (0.1, 0.9))]
@@ -399,8 +400,8 @@ print("epsilon = 0.9 costs more than a point:", cost > 1)
 
 # %% [markdown]
 # Between no pruning and $\epsilon=0.5$ the dots overlap: whatever pruning does there is small beside what two distillations
-# differ by. Only $\epsilon=0.9$ costs accuracy with every seed, in both readings: it removes half of the parameters and most of
-# the signal. Below, a larger ablation, if its rows are there (`book/results/ddpp_ablation.csv`):
+# differ by. Only $\epsilon=0.9$ costs more than a point with every seed, in both readings: on the pair above it removes more than half of
+# the parameters and most of the numerator. (The runs of the ablation have the guard against that switched off, `min_kept=0`.) Below, a larger ablation, if its rows are there (`book/results/ddpp_ablation.csv`):
 
 # %%
 stored = evaluate.read_rows(runs.ROOT / "book" / "results" / "ddpp_ablation.csv")
