@@ -401,7 +401,8 @@ print("epsilon = 0.9 costs more than a point:", cost > 1)
 # %% [markdown]
 # Between no pruning and $\epsilon=0.5$ the dots overlap: whatever pruning does there is small beside what two distillations
 # differ by. Only $\epsilon=0.9$ costs more than a point with every seed, in both readings: on the pair above it removes more than half of
-# the parameters and most of the numerator. (The runs of the ablation have the guard against that switched off, `min_kept=0`.) Below, a larger ablation, if its rows are there (`book/results/ddpp_ablation.csv`):
+# the parameters and most of the numerator. (The runs of the ablation have the guard against that switched off, `min_kept=0`.)
+# Below, a larger ablation, if its rows are there (`book/results/ddpp_ablation.csv`):
 
 # %%
 stored = evaluate.read_rows(runs.ROOT / "book" / "results" / "ddpp_ablation.csv")

@@ -552,7 +552,9 @@ plots.bars({name: spread(values) for name, values in ablation.items()}, ylabel="
 # the share, more than twofold, without being told to: images like the real ones have gradients like the real ones. With the printed
 # $\beta$, "both" *is* DM. With a $\beta$ that acts, both terms do about as well as one: differences of this size are within the spread.
 # The paper's Table 4 has 41.3, 48.0 and 62.6 % for projection, DM and both (CIFAR-10, IPC 1). A gain of 14 points would show
-# here, and we find none; nor does the projection alone come near what it has there. The claims of this chapter, with margins that held for several seeds:
+# here, and we find none; nor does the projection alone come near what it has there.
+#
+# The claims of this chapter, with margins that held for several seeds:
 
 # %% tags=["nbval-check-output"]
 at_T = {kind: table.mean(1)[-1].item() for kind, table in shares["points"].items()}
