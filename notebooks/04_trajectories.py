@@ -37,8 +37,6 @@ results: str = ""                 # CSV file that gets the rows of this run; emp
 
 # %%
 config = methods.preset(mtt, preset)
-if preset == "cpu":               # half as many runs of students that are twice as long; the rates were chosen on validation images
-    config = replace(config, syn_steps=20, steps=150, pixel_lr=300.0, alpha_lr=1e-5)
 config = replace(config, ipc=ipc or config.ipc, seed=seed)
 recipe = {"network": config.network, "width": config.width, "repeats": repeats}
 folder = runs.Path(out) if out else runs.folder("04_trajectories", f"{preset}-ipc{config.ipc}-{seed}")
