@@ -15,9 +15,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ddlib import papers
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,6 +37,27 @@ KERNEL_ENVIRONMENT = {
 }
 
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def record(folder: Path, rows: Sequence[dict[str, Any]], results: str = "", *, pictures: Mapping[str, Figure], dataset: str,
+           **options: Any) -> papers.Table:
+    """Keep what a chapter measured, and return its table: table.txt and NAME.png into `folder`, rows to the CSV file `results`.
+
+    options: see `papers.beside`. `fashion_mini` stands beside what is printed for Fashion-MNIST. The table that is returned,
+    for the page, has no minutes: they would change from run to run.
+    """
+    # not above: a terminal should not wait for torch to hear of a typo
+    from ddlib import evaluate, files, papers, plots
+
+
+    options = {"published_as": "fashion_mnist" if dataset == "fashion_mini" else None} | options
+    kept, shown = (papers.beside(each, dataset=dataset, **options) for each in (rows, [row | {"minutes": ""} for row in rows]))
+    files.write_text(folder / "table.txt", kept.text() + "\n")
+    for name, figure in pictures.items():
+        (folder / f"{name}.png").write_bytes(plots.png(figure))
+    for row in rows if results else []:
+        evaluate.append_row(results, row)
+    return shown
 
 
 def find(name: str, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from ddlib import data, evaluate, files, papers, plots, runs, select
+from ddlib import chapter, data, evaluate, plots, runs, select
 from ddlib.methods import dm
 
 # %% tags=["parameters"]
@@ -84,12 +84,7 @@ bars
 # each of its networks saw other images; the other two have one set each. The same numbers as a table:
 
 # %%
-def table(rows):
-    return papers.beside(rows, dataset=dataset, ipcs=[ipc], methods=list(sets),
-                         published_as="fashion_mnist" if dataset == "fashion_mini" else None)
-
-
-table([row | {"minutes": ""} for row in rows])        # a stored page shows no timings; table.txt does
+chapter.record(folder, rows, pictures={"distilled": shown, "accuracy": bars}, dataset=dataset, ipcs=[ipc], methods=list(sets))
 
 # %% [markdown]
 # *ipc* is images per class; *ours* the mean ± standard deviation over (n) networks; *budget* the numbers that are stored, here 100
@@ -108,9 +103,6 @@ print("best of the three:", best)
 # PNGs of it, `as_dataset` a torch Dataset.
 
 # %%
-files.write_text(folder / "table.txt", table(rows).text() + "\n")
-(folder / "distilled.png").write_bytes(plots.png(shown))
-(folder / "accuracy.png").write_bytes(plots.png(bars))
 for name in ("table.txt", "distilled.png", "accuracy.png", "distilled.safetensors", "metrics.csv"):
     assert (folder / name).is_file()
     print(name)

@@ -20,7 +20,7 @@ from itertools import starmap
 import torch
 from torch.nn import functional as F
 
-from ddlib import augment, data, distilled, evaluate, files, models, papers, plots, runs, select, train, widgets
+from ddlib import augment, chapter, data, distilled, evaluate, models, papers, plots, runs, select, train, widgets
 
 # %% tags=["parameters"]
 dataset: str = "fashion_mini"     # any name that ddlib.data.load knows
@@ -436,13 +436,9 @@ papers.Table(("method", "dataset", "IPC", "gap", "printed as", "in the tables"),
 arguments = f"-p dataset {dataset} -p ipc {ipc} -p width {width} -p protocol {protocol} -p repeats {repeats} -p seed {seed}"
 command = f"make run CHAPTER=01 ARGS='{arguments}'"
 row = exact.row(method="Random", command=command)
-own, timeless = (papers.beside([each], dataset=dataset, ipcs=[ipc], methods=["Random"],
-                               published_as=published_as if published_as != dataset and published_as in papers.dataset_names() else None)
-                 for each in (row, row | {"minutes": ""}))                                      # a stored page shows no timings
-files.write_text(folder / "table.txt", own.text())
-for name, each in {"random": syn.show(), "spread": spread_figure, "looks": looks_figure}.items():
-    (folder / f"{name}.png").write_bytes(plots.png(each))
-timeless
+chapter.record(folder, [row], pictures={"random": syn.show(), "spread": spread_figure, "looks": looks_figure},
+               dataset=dataset, ipcs=[ipc], methods=["Random"],
+               published_as=published_as if published_as != dataset and published_as in papers.dataset_names() else None)
 
 # %% [markdown]
 # **What differs from the papers, and what we expect of it**

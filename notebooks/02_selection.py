@@ -19,7 +19,7 @@ import torch
 from IPython.display import display
 from torch.nn import functional as F
 
-from ddlib import data, distilled, evaluate, files, models, papers, plots, runs, select, train, widgets
+from ddlib import chapter, data, distilled, evaluate, models, papers, plots, runs, select, train, widgets
 
 # %% tags=["parameters"]
 dataset: str = "fashion_mini"     # any name that ddlib.data.load knows
@@ -103,7 +103,7 @@ for story, count in zip(stories, forgotten(answers).tolist(), strict=True):
 # %%
 def panels(points, picks, title):
     """One panel per method: the points (n, 2) in grey, the chosen ones numbered in the order of choice."""
-    with plots.style():
+    with plots.style(plots.FULL):
         fig = plots.figure(plots.FULL)
         axes = fig.subplots(1, len(picks), sharex=True, sharey=True)
         for ax, (name, order) in zip(axes, picks.items(), strict=True):
@@ -368,14 +368,8 @@ for name in ("fashion_mnist", "mnist", "fashion_mini"):
 command = (f"make run CHAPTER=02 ARGS='-p dataset {dataset} -p ipc {ipc} -p width {width} -p protocol {protocol} "
            f"-p repeats {repeats} -p seed {seed}'")
 rows = [e.row(method=name, command=command) for (name, _), e in measured.items()]
-own, timeless = (papers.beside(each, dataset=dataset, ipcs=sorted({1, ipc}), methods=list(order),
-                    published_as="fashion_mnist" if dataset == "fashion_mini" else None, caption=f"this run: {dataset}, width {width}")
-                 for each in (rows, [row | {"minutes": ""} for row in rows]))         # a stored page shows no timings
-files.write_text(folder / "table.txt", own.text())
-(folder / "accuracy.png").write_bytes(plots.png(picture))
-for row in rows if results else []:
-    evaluate.append_row(results, row)
-timeless
+chapter.record(folder, rows, results, pictures={"accuracy": picture}, dataset=dataset, ipcs=sorted({1, ipc}), methods=list(order),
+               caption=f"this run: {dataset}, width {width}")
 
 # %% [markdown]
 # Random and K-Center agree with the papers within the spreads or a few points, and Herding at one image per class nearly so. Herding

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from ddlib import augment, data, distilled, evaluate, files, methods, models, papers, plots, runs, select, widgets
+from ddlib import augment, chapter, data, distilled, evaluate, methods, models, papers, plots, runs, select, widgets
 from ddlib.methods import dm
 
 # %% tags=["parameters"]
@@ -218,14 +218,8 @@ table
 papers.beside(measured, dataset="mnist", ipcs=[1, 10], methods=["Random", "DM"])
 
 # %%
-own = papers.beside(rows, dataset=config.dataset, ipcs=[config.ipc], methods=["Random", "DM"],
-                    published_as="fashion_mnist" if config.dataset == "fashion_mini" else None)
-files.write_text(folder / "table.txt", own.text())
-(folder / "distilled.png").write_bytes(plots.png(syn.show()))
-for row in rows if results else []:
-    evaluate.append_row(results, row)
-papers.beside([row | {"minutes": ""} for row in rows], dataset=config.dataset, ipcs=[config.ipc], methods=["Random", "DM"],
-              published_as="fashion_mnist" if config.dataset == "fashion_mini" else None)    # a stored page shows no timings
+chapter.record(folder, rows, results, pictures={"distilled": syn.show()}, dataset=config.dataset, ipcs=[config.ipc],
+               methods=["Random", "DM"])
 
 # %% [markdown]
 # **What differs from the paper, and what we expect of it**

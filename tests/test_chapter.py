@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from conftest import CHAPTERS, ROOT
 
-from ddlib import chapter
+from ddlib import chapter, evaluate, plots
 
 PARAMETERS = """ipc: int = 1  # images per class
 rate: float = 0.5
@@ -188,3 +188,18 @@ def test_only_the_last_state_of_a_redrawn_line_is_shown(capsys):
     stream.write(" done\r\n 10%\r 50%\r100%\nrest")
     stream.close()
     assert capsys.readouterr().out == "one\ntwo half done\n100%\nrest\n"
+
+
+def test_what_a_chapter_records_is_kept_with_its_minutes_and_shown_without(tmp_path):
+    row = dict.fromkeys(evaluate.COLUMNS, "") | {
+        "dataset": "fashion_mini", "method": "DM", "ipc": 1, "eval_arch": "convnet3", "variant": "width 16", "accuracy_mean": "71.40",
+        "accuracy_std": "1.30", "n": 3, "protocol": "strict-cpu", "minutes": "98.76"}
+    options = {"dataset": "fashion_mini", "ipcs": [1], "methods": ["DM"]}
+    shown = chapter.record(tmp_path, [row], str(tmp_path / "rows.csv"), pictures={"bars": plots.bars({"DM": (71.4, 1.3)})}, **options)
+    assert "71.5±0.5 [1]" in shown.text() and "71.4±1.3 (3)" in shown.text()                          # Fashion-MNIST's, and ours
+    assert "98.8" not in shown.text()
+    assert "98.8" in (tmp_path / "table.txt").read_text()
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+    assert [kept["minutes"] for kept in evaluate.read_rows(tmp_path / "rows.csv")] == ["98.76"]
+    chapter.record(tmp_path, [row], pictures={}, **options)
+    assert len(evaluate.read_rows(tmp_path / "rows.csv")) == 1            # without a file, no row
