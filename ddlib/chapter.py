@@ -49,7 +49,6 @@ def record(folder: Path, rows: Sequence[dict[str, Any]], results: str = "", *, p
     # not above: a terminal should not wait for torch to hear of a typo
     from ddlib import evaluate, files, papers, plots
 
-
     options = {"published_as": "fashion_mnist" if dataset == "fashion_mini" else None} | options
     kept, shown = (papers.beside(each, dataset=dataset, **options) for each in (rows, [row | {"minutes": ""} for row in rows]))
     files.write_text(folder / "table.txt", kept.text() + "\n")
