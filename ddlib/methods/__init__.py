@@ -93,6 +93,7 @@ def main(method: Method) -> int:
     parser.add_argument("--preset", default="tiny", help=f"one of {', '.join(sorted(method.PRESETS))} (default tiny)")
     parser.add_argument("--out", help="folder for the run (default runs/METHOD/PRESET-SEED)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after about this many minutes")
+    parser.add_argument("--snapshots", type=int, default=0, metavar="N", help="also keep N sets from along the way, in --out/snapshots")
     parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
     parser.add_argument("--evaluate", metavar="PROTOCOL", choices=sorted(evaluate.PROTOCOLS), nargs="+", default=[],
                         help=f"then evaluate, with some of {', '.join(sorted(evaluate.PROTOCOLS))}")
@@ -127,7 +128,7 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
         print(f"{arguments.results} has the rows of this command already")
         return
     real = runs.load_data(config, arguments.data).to(runs.pick_device())
-    result = runs.run(method, config, out, real=real, minutes=arguments.minutes)
+    result = runs.run(method, config, out, real=real, minutes=arguments.minutes, snapshots=arguments.snapshots)
     if result.syn is None:
         print(f"stopped after {result.minutes:.1f} minutes at step {result.steps} of {result.total}; "
               f"the same command goes on from here ({result.folder})")
