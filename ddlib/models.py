@@ -39,11 +39,14 @@ def map_size(shape: Shape, halvings: int) -> tuple[int, int]:
 
 
 class Classifier(nn.Module):
-    """A body that turns (B, c, h, w) images into (B, F) features, and a linear head: (B, F) -> (B, C) logits."""
+    """A body that turns (B, c, h, w) images into (B, F) features, and a linear head: (B, F) -> (B, C) logits.
 
-    def __init__(self, body: nn.Sequential, num_features: int, num_classes: int):
+    middle: how many of the body's layers `mid` looks behind; 0 for networks that nobody has looked into.
+    """
+
+    def __init__(self, body: nn.Sequential, num_features: int, num_classes: int, middle: int = 0):
         super().__init__()
-        self.body = body
+        self.body, self.middle = body, middle
         self.head = nn.Linear(num_features, num_classes)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -52,6 +55,16 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.embed(images))
+
+    def mid(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, C), and on the way to them the map (B, k, h', w') in the middle of the body (the layer of GLD, eq. 7).
+
+        A ConvNet's is that of block 2 after its pooling, a ResNet's that of stage 2. Other networks raise ValueError.
+        """
+        if not self.middle:
+            raise ValueError(f"{type(self).__name__} has no middle layer that is agreed on: take a ConvNet or a ResNet")
+        features = self.body[:self.middle](images)
+        return self.head(self.body[self.middle:](features).flatten(1)), features
 
 
 class ConvNet(Classifier):
@@ -69,7 +82,7 @@ class ConvNet(Classifier):
             blocks.append(nn.Sequential(conv, instance_norm(width), nn.ReLU(), nn.AvgPool2d(2)))
             inputs = width
         h, w = map_size(shape, depth)
-        super().__init__(nn.Sequential(*blocks), width * h * w, num_classes)
+        super().__init__(nn.Sequential(*blocks), width * h * w, num_classes, middle=2)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Output of each block, (B, width, h / 2^d, w / 2^d) for d = 1 .. depth; the last, flattened, is `embed`."""
@@ -120,7 +133,7 @@ class ResNet(Classifier):
             layers = [conv, norm(width), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
         else:
             layers = [nn.Conv2d(shape[0], width, 3, padding=1, bias=False), norm(width), nn.ReLU()]
-        inputs = width
+        inputs, middle = width, len(layers) + 2 * num_blocks
         for stage in range(4):
             for block in range(num_blocks):
                 outputs = width * 2**stage
@@ -129,7 +142,7 @@ class ResNet(Classifier):
         if not average:
             layers.append(nn.AdaptiveAvgPool2d(1))
         pixels = (shape[1] >> 3) * (shape[2] >> 3) if average else 1
-        super().__init__(nn.Sequential(*layers), inputs * pixels, num_classes)
+        super().__init__(nn.Sequential(*layers), inputs * pixels, num_classes, middle)
 
 
 class AlexNet(Classifier):
