@@ -168,27 +168,17 @@ def test_a_slider_of_the_built_page_moves_its_figure_without_a_network(browser, 
     assert browser.foreign == []
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_built_page_fits_a_phone_and_a_desktop_and_sets_its_formulas(browser, served_book, tmp_path, name):
-    page = open_page(browser, f"{served_book}/notebooks/{name}.html")
+PAGES = [*(f"notebooks/{name}" for name in CHAPTERS), "book/index", "book/notation", "book/status", "book/references"]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_built_page_fits_a_phone_and_a_desktop_and_sets_its_formulas(browser, served_book, tmp_path, path):
+    page = open_page(browser, f"{served_book}/{path}.html")
     assert_formulas_are_set(page)
     for width, height in ((1280, 900), (390, 844)):
         page.set_viewport_size({"width": width, "height": height})
         page.wait_for_timeout(300)
-        page.screenshot(path=str(tmp_path / f"{name}-{width}.png"), full_page=True)
-        assert_fits(page, width)
-    assert unknown_errors(browser) == []
-    assert browser.foreign == []
-
-
-@pytest.mark.parametrize("name", ["index", "notation", "status", "references"])
-def test_the_other_pages_fit_a_phone_and_set_their_formulas(browser, served_book, tmp_path, name):
-    page = open_page(browser, f"{served_book}/book/{name}.html")
-    assert_formulas_are_set(page)
-    for width, height in ((1280, 900), (390, 844)):
-        page.set_viewport_size({"width": width, "height": height})
-        page.wait_for_timeout(300)
-        page.screenshot(path=str(tmp_path / f"{name}-{width}.png"), full_page=True)
+        page.screenshot(path=str(tmp_path / f"{Path(path).name}-{width}.png"), full_page=True)
         assert_fits(page, width)
     assert unknown_errors(browser) == []
     assert browser.foreign == []
