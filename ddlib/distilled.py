@@ -1,11 +1,12 @@
 """Distilled sets: what a method makes, stored so that it can be used alone.
 
-Every kind (pixels, codes with decoders; posters and generators later) answers the same questions, so evaluation, tables and
+Every kind (pixels, codes with decoders, generators; posters later) answers the same questions, so evaluation, tables and
 pictures do not care which one they hold.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from ddlib import files
+from ddlib import files, gan
 from ddlib.data import ImageSet, Preprocess, check_ipc
 from ddlib.train import Batch
 
@@ -369,3 +370,82 @@ class FactoredSet(DistilledSet):
         ipc, channels, height, width = tensors["facts"].tolist()
         decoders = {name: tensor for name, tensor in tensors.items() if name not in ("codes", "facts")}
         return cls(tensors["codes"], decoders, ipc=ipc, shape=(channels, height, width), **facts)
+
+
+class GeneratorSet(DistilledSet):
+    """A conditional generator in place of images: any number of them, never the same twice.
+
+    images_per_class: how many of each class `all` makes; `at` asks the same generator for another number. Every sample is made
+    by the network in evaluation mode and carries no gradient; who trains `net` calls it directly. (DiM, SKD, GLD.)
+    """
+
+    kind = "generator"
+    chunk: ClassVar[int] = 500                                   # images that are made at once
+
+    def __init__(self, net: gan.Generator, *, images_per_class: int, classes: tuple[str, ...], preprocess: Preprocess,
+                 meta: dict[str, Any] | None = None):
+        if net.num_classes != len(classes):
+            raise ValueError(f"the generator was made for {net.num_classes} classes and {len(classes)} names were given: give one each")
+        self.net, self.shape, self.images_per_class = net, net.shape, images_per_class
+        self.classes, self.preprocess, self.meta = tuple(classes), preprocess, dict(meta or {})
+        if not isinstance(images_per_class, int) or images_per_class < 1:
+            raise ValueError(f"images_per_class must be a whole number of at least 1, got {images_per_class!r}")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @property
+    def budget(self) -> int:
+        """Weights, and the running statistics of batch norm: all that has to be stored, however many images are asked for."""
+        return sum(tensor.numel() for tensor in self.net.state_dict().values() if tensor.is_floating_point())
+
+    @property
+    def ipc(self) -> float:
+        """Images per class that are asked for; what is stored does not depend on it."""
+        return self.images_per_class
+
+    def at(self, ipc: int) -> GeneratorSet:
+        """The same generator, asked for `ipc` images per class."""
+        return GeneratorSet(self.net, images_per_class=ipc, classes=self.classes, preprocess=self.preprocess, meta=self.meta)
+
+    def to(self, device: torch.device | str) -> GeneratorSet:
+        """Itself, or a copy on another device."""
+        net = self.net if torch.device(device) == self.device else copy.deepcopy(self.net).to(device)
+        return GeneratorSet(net, images_per_class=self.images_per_class, classes=self.classes, preprocess=self.preprocess, meta=self.meta)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """New images (B, c, h, w) in [-1, 1] of the classes `labels` (B,)."""
+        z = gan.condition(labels.to(self.device), self.num_classes, self.net.noise_size, rng)        # (B, noise)
+        training = self.net.training
+        self.net.eval()
+        try:
+            return torch.cat([self.net(part) for part in z.split(self.chunk)])
+        finally:
+            self.net.train(training)
+
+    def draw(self, num: int, rng: torch.Generator) -> Batch:
+        """`num` new images, no class more than once oftener than another, in random order."""
+        rounds = -(-num // self.num_classes)
+        return self.made(torch.cat([torch.randperm(self.num_classes, generator=rng) for _ in range(rounds)])[:num], rng)
+
+    def all(self, rng: torch.Generator | None = None) -> Batch:
+        labels = torch.arange(self.num_classes).repeat_interleave(self.images_per_class)
+        return self.made(labels, rng or torch.Generator().manual_seed(0))
+
+    def made(self, labels: Tensor, rng: torch.Generator) -> Batch:
+        """New images of the classes `labels` (B,) in the space networks see, and one-hot labels (B, C)."""
+        images = self.preprocess((self.sample(labels, rng) + 1) / 2)
+        return images, F.one_hot(labels.to(images.device), self.num_classes).to(images.dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        facts = torch.tensor([self.images_per_class, *self.shape, self.net.width, self.net.noise_size])
+        return {"facts": facts} | {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> GeneratorSet:
+        ipc, channels, height, across, width, noise = tensors["facts"].tolist()
+        net = gan.Generator((channels, height, across), len(facts["classes"]), width, noise)
+        net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in tensors.items() if name != "facts"})
+        return cls(net, images_per_class=ipc, **facts)

@@ -131,11 +131,13 @@ class Result:
 
 
 def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | None = None, minutes: float = math.inf,
-        every: int = 50, snapshots: int = 0, checkpoint_seconds: float = 20.0, device: torch.device | str | None = None) -> Result:
+        every: int = 50, snapshots: int = 0, checkpoint_seconds: float = 20.0, device: torch.device | str | None = None,
+        keep_checkpoint: bool = False) -> Result:
     """Distil with `method` (a module of ddlib.methods) into the folder `out`, resuming what is there.
 
     every: a line of progress every so many steps, where there is no terminal. snapshots: how many sets to keep on the way,
-    evenly spaced, besides the one after the first step.
+    evenly spaced, besides the one after the first step. keep_checkpoint: leave the state after the last step, too, for another
+    method to go on from (`read_checkpoint`).
 
     Writes config.json, metrics.csv, checkpoint.safetensors (about every `checkpoint_seconds`) and, at the end,
     distilled.safetensors. On a CPU, a run that is killed and started again with the same thread count ends with the same
@@ -148,7 +150,16 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
         raise ValueError(f"minutes must be above 0, got {minutes}: leave it out to run to the end")
     real = real or load_data(config).to(device or pick_device())
     with alone(out):
-        return run_alone(method, config, out, real, started, minutes, every, snapshots, checkpoint_seconds)
+        return run_alone(method, config, out, real, started, minutes, every, snapshots, checkpoint_seconds, keep_checkpoint)
+
+
+def read_checkpoint(folder: Path | str) -> dict[str, Any]:
+    """What `Step.state()` gave after the last step of a run with keep_checkpoint, and its number as "index"; on the CPU."""
+    path = Path(folder) / "final.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: finish the run with keep_checkpoint=True, from the beginning if it ended without")
+    header, tensors = files.read_tensors(path, "checkpoint")
+    return files.unflatten_tree(header["tree"], tensors)
 
 
 def load_data(config: Any, root: Path | str | None = None) -> data.ImageSet:
@@ -157,7 +168,7 @@ def load_data(config: Any, root: Path | str | None = None) -> data.ImageSet:
 
 
 def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, started: float, minutes: float, every: int,
-              snapshots: int, checkpoint_seconds: float) -> Result:
+              snapshots: int, checkpoint_seconds: float, keep_checkpoint: bool) -> Result:
     """`run`, once nobody else is in the folder."""
     claim = json.loads(json.dumps({"method": method.NAME, **dataclasses.asdict(config), "data": real.fingerprint,
                                    "preprocess": real.preprocess.kind}))
@@ -189,10 +200,10 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
         assert step is not None
         metrics.flush()
         files.write_text(out / "time.json", json.dumps({"minutes": spent + (time.monotonic() - started) / 60}))
-        if name == "checkpoint":
+        if name in ("checkpoint", "final"):
             tensors: dict[str, torch.Tensor] = {}
             tree = files.flatten_tree({"index": step.index, **step.state()}, tensors)
-            files.write_tensors(out / "checkpoint.safetensors", "checkpoint", {"tree": tree, "made_by": made_by(real)}, tensors)
+            files.write_tensors(out / f"{name}.safetensors", "checkpoint", {"tree": tree, "made_by": made_by(real)}, tensors)
         else:
             step.syn.save(out / f"{name}.safetensors")
 
@@ -229,6 +240,8 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
         elif resume is not None:
             error.add_note(f"the state after step {resume['index']} is in {out / 'checkpoint.safetensors'}")
         raise
+    if keep_checkpoint:
+        save("final")                                            # before the set, whose presence says that all is done
     save("distilled")
     for leftover in (out / "checkpoint.safetensors", *out.rglob(".*.part")):
         leftover.unlink(missing_ok=True)
