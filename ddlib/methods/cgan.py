@@ -126,7 +126,8 @@ class Game:
         """A step of the generator, then one of the discriminator, on real images (B, c, h, w) uint8 with labels (B,).
 
         extra: other terms of the generator's loss, from generated images (B, c, h, w) in [-1, 1] of classes `labels`; the first
-        of them is added to the total. It draws nothing from `rng`. Returns all terms; Diverged before a bad update is made.
+        of them is added to the total. It draws nothing from `rng`. Returns all terms, and "ratio", the norm of what the extra term
+        does to the images over that of what the GAN's do; Diverged before a bad update is made.
         """
         return self.generator_step(index, labels, rng, extra) | self.discriminator_step(index, images, labels, rng)
 
@@ -137,12 +138,15 @@ class Game:
     def generator_step(self, index: int, labels: Tensor, rng: torch.Generator, extra: Extra | None = None) -> dict[str, float]:
         self.discriminator.requires_grad_(False)                 # saves a sixth of the step
         with self.autocast():
-            fake = self.generate(labels, rng)
+            fake = self.generate(labels, rng).float()
             found = gan.generator_loss(self.discriminator, fake, labels, self.config.objective)
         terms = {f"g_{name}": term for name, term in found.items()}
         total = terms.pop("g_total")
-        if extra is not None and (more := extra(fake.float())):
-            total, terms = total + next(iter(more.values())), terms | more
+        if extra is not None:
+            more = extra(fake)
+            ours, theirs = (torch.autograd.grad(term, fake)[0] for term in (total, next(iter(more.values()))))     # (B, c, h, w) each
+            terms |= more | {"ratio": theirs.norm() / ours.norm().clamp_min(1e-30)}
+            total = (fake * (ours + theirs)).sum()               # has the gradient of the sum of both
         losses = self.update(index, total, terms, self.generator, self.optimizers[0], "g_gradient")
         self.discriminator.requires_grad_(True)
         if self.average is not None:

@@ -1,0 +1,87 @@
+"""Generative Dataset Distillation Based on Self-knowledge Distillation (SKD; Li et al., 2025).
+
+A conditional GAN goes on training, and the classes that a network sees in a generated image should be distributed as those it
+sees in a real image of the same class. Logits are standardized first, so that only their pattern over the classes counts, not
+how sure the network is. "Self": teacher and student are one network, looking at real and at generated images.
+
+Open in the paper, ours: the deviation is over C - 1 classes, the divergence a mean over the batch, and without standardization
+the logits are divided by tau all the same. Everything else is DiM's loop (see dim.py). Cost of a step: DiM's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ddlib.data import ImageSet
+from ddlib.methods import Step, dim, main
+
+NAME = "SKD"
+STD_EPS = 1e-7
+FLAT = 1e-4              # a standard deviation of logits below which the gradient of eq. 3, of order 1 / std, is good for nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class SKDConfig(dim.MatchConfig):
+    """One SKD run. The defaults are the paper's for CIFAR-10 (section 3.2), and DiM's where it is silent."""
+
+    weight: float = 0.01                # lambda_SKD; 0.001 for MNIST. What counts is lambda tau^2
+    tau: float = 2.0
+    standardize: bool = True            # False: the ablation of Tables 1 and 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tau > 0:
+            raise ValueError(f"tau must be above 0, got {self.tau}")
+
+
+def standardize_logits(logits: Tensor, tau: float) -> Tensor:
+    """Z-score each row over the classes, then divide by tau (SKD, eq. 3): Z = (l - mean l) / (tau std l).
+
+    logits: (B, C) before softmax. Returns (B, C), unchanged when a row is shifted or scaled.
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)                                # (B, C)
+    variance = centred.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1)       # (B, 1)
+    return centred / (tau * (variance + STD_EPS**2).sqrt())                            # eps inside: sqrt has no finite slope at 0
+
+
+def skd_loss(real_logits: Tensor, syn_logits: Tensor, tau: float, standardize: bool = True) -> Tensor:
+    """KL(d_real || d_syn) of the softened class distributions, mean over the batch (SKD, eqs. 4-6). Logits are (B, C)."""
+    soften = standardize_logits if standardize else Tensor.div
+    log_real = F.log_softmax(soften(real_logits, tau), dim=1)                          # (B, C)
+    log_syn = F.log_softmax(soften(syn_logits, tau), dim=1)
+    return (log_real.exp() * (log_real - log_syn)).sum(dim=1).mean()
+
+
+def loss_terms(real: dim.Seen, syn: dim.Seen, config: SKDConfig) -> dim.Terms:
+    """lambda tau^2 L_SKD (eq. 7), and L_SKD itself. `flat` is 1, and the loss left out, where some logits hardly differ."""
+    skd = skd_loss(real.logits, syn.logits, config.tau, config.standardize)
+    flat = min(seen.logits.detach().std(dim=1).amin() for seen in (real, syn)) < FLAT
+    weight = config.weight * config.tau**2 * (1 - flat.to(skd.dtype))
+    return {"match": weight * skd, "skd": skd, "flat": flat}
+
+
+prepare = dim.prepare
+
+
+def distill(real: ImageSet, config: SKDConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:
+    """Yield a Step after every update of the generator and the discriminator; stop early by leaving the loop."""
+    return dim.distill(real, config, resume, terms=loss_terms)
+
+
+def from_dim(config: dim.MatchConfig, **changes: Any) -> SKDConfig:
+    """The same run with this loss, and what is to be different."""
+    return SKDConfig(**{**asdict(config), "weight": 0.001 if config.dataset == "mnist" else 0.01, **changes})
+
+
+PRESETS = {name: from_dim(config) for name, config in dim.PRESETS.items()}
+PRESETS |= {f"{name}-no-standardization": replace(config, standardize=False) for name, config in PRESETS.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.modules[__name__]))
