@@ -8,22 +8,19 @@
 # Distribution matching never trains a network. But training is what the images are for, so why not ask for it directly? A
 # network that takes a few steps on the synthetic images should end up **where a network gets by training for a long time on the
 # real ones**. MTT records how networks train on real data, and then bends the synthetic images until a student that trains on them
-# follows. The price is a gradient through a whole stretch of training; this chapter derives it, takes it by hand, and measures
+# follows. The price is a gradient through a whole stretch of training; this chapter derives it, takes it by hand, and looks at
 # what it costs.
 
 # %%
 import contextlib
-import csv
 import io
-import weakref
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
+from IPython.display import display
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from ddlib import augment, data, distilled, evaluate, experts, files, methods, models, papers, plots, runs, select, train, unroll, widgets
+from ddlib import augment, chapter, data, distilled, evaluate, experts, methods, models, papers, plots, runs, select, train, unroll, widgets
 from ddlib.methods import mtt
 
 # %% tags=["parameters"]
@@ -38,19 +35,21 @@ results: str = ""                 # CSV file that gets the rows of this run; emp
 # %%
 config = methods.preset(mtt, preset)
 config = replace(config, ipc=ipc or config.ipc, seed=seed)
-recipe = {"network": config.network, "width": config.width, "repeats": repeats}
 folder = runs.Path(out) if out else runs.folder("04_trajectories", f"{preset}-ipc{config.ipc}-{seed}")
 real = runs.load_data(config).to(runs.pick_device())
 device = real.train.images.device
-config
+explained = ("dataset", "width", "ipc", "steps", "num_experts", "buffer_epochs", "syn_steps", "expert_epochs", "max_start", "pixel_lr",
+             "alpha", "alpha_lr", "momentum")
+papers.Table(("setting", "value"), tuple((name, str(asdict(config)[name])) for name in explained),
+             caption=f"Preset {preset}, explained below")
 
 # %% [markdown]
 # ## The equation
 # **Experts.** Train some networks on the real images, each from its own random start, and keep all parameters after every epoch
 # (one pass over the images). With $P$ parameters, epoch $i$ of an expert is a point $\theta^*_i\in\mathbb R^P$; the points
-# $\theta^*_0,\theta^*_1,\dots,\theta^*_I$ are its *trajectory*. The stored trajectories are called the *buffer*; every
-# run with the same buffer settings reads it again. This cell trains it if it is missing (its output, a path and a number of
-# minutes, is not stored):
+# $\theta^*_0,\theta^*_1,\dots,\theta^*_I$ up to the last epoch $I$ are its *trajectory*. The stored trajectories are called the
+# *buffer*; every run with the same buffer settings reads it again. This cell trains it if it is missing (its output, a path and a
+# number of minutes, is not stored):
 
 # %% tags=["live"]
 buffer = experts.train(real, config.experts())
@@ -93,21 +92,36 @@ plots.accuracy_curve({f"{len(trajectories)} experts": (epochs, correct.mean(dim=
 # does not move**: $\alpha$ or $J$ is too small, or the gradient does not reach the pixels. A loss above 1 means a student that went
 # away.
 #
-# | letter | in the code | what it is | if it is too large |
-# |---|---|---|---|
-# | $J$ | `syn_steps` | steps of the student on synthetic images | slow; the gradient gets noisy |
-# | $K$ | `expert_epochs` | epochs by which the expert is ahead | $J$ steps cannot get there |
-# | $I^+$ | `max_start` | the start is drawn as $i\in\{0,\dots,I^+-1\}$ | late epochs move little and teach little |
-# | $\alpha$ | `alpha` | the student's step size, **learned** like a pixel | the student overshoots |
+# **The update.** Every outer step draws an expert, a start $i$ and augmentations, and moves the pixels *and* the student's step size
+# by gradient descent with momentum; $u$ and $v$ are their velocities, 0 at first:
+#
+# $$
+# \begin{aligned}
+# u&\leftarrow\mu\,u+\mathrm d\mathcal L/\mathrm dx, & x&\leftarrow x-\eta_x\,u,\\
+# v&\leftarrow\mu\,v+\mathrm d\mathcal L/\mathrm d\alpha, & \alpha&\leftarrow\alpha-\eta_\alpha\,v .
+# \end{aligned}
+# $$
+#
+# | letter | in the code | what it is |
+# |---|---|---|
+# | $x$ | `syn.images` | all pixels, learned |
+# | $\alpha$ | `alpha` | step size of the student, **learned** like a pixel; if it is too large, the student overshoots |
+# | $J$ | `syn_steps` | steps of the student on synthetic images; many are slow and make the gradient noisy |
+# | $K$ | `expert_epochs` | epochs by which the expert is ahead; if too many, $J$ steps cannot get there |
+# | $I$ | `buffer_epochs` | the last epoch of an expert |
+# | $I^+$ | `max_start` | the start is drawn as $i\in\{0,\dots,I^+-1\}$; late epochs move little and teach little |
+# | $\eta_x$, $\eta_\alpha$ | `pixel_lr`, `alpha_lr` | learning rates of the pixels and of $\alpha$ |
+# | $\mu$ | `momentum` | of both updates |
 #
 # **The gradient.** Write $a_j=\mathrm d\mathcal L/\mathrm d\theta_j$ for the effect of the student's $j$-th point on the loss; it
 # is called the *adjoint*. At the end it can be read off; and since a step maps $\theta_j$ to $\theta_j-\alpha g_j$, with the
-# derivative $I-\alpha H_j$ where $H_j=\nabla^2_\theta\ell$ is the (symmetric) Hessian, it is known everywhere by going backwards:
+# derivative $\mathrm{Id}-\alpha H_j$ where $\mathrm{Id}$ is the identity matrix and $H_j=\nabla^2_\theta\ell$ the (symmetric)
+# Hessian, it is known everywhere by going backwards:
 #
 # $$
 # \begin{aligned}
 # a_J&=\frac{2\,(\theta_J-\theta^*_{i+K})}{\|\theta^*_i-\theta^*_{i+K}\|_2^2},\\
-# a_j&=(I-\alpha H_j)\,a_{j+1}.
+# a_j&=(\mathrm{Id}-\alpha H_j)\,a_{j+1}.
 # \end{aligned}
 # $$
 #
@@ -120,15 +134,44 @@ plots.accuracy_curve({f"{len(trajectories)} experts": (epochs, correct.mean(dim=
 # \end{aligned}
 # $$
 #
-# Neither $H_j$ (a $P\times P$ matrix) nor $\partial g_j/\partial x$ is ever formed: $H_ja$ and $(\partial g_j/\partial x)^\top a$ are
-# both gradients of the single number $g_j^\top a$, by $\theta$ and by $x$, and one backward pass gives the two.
-#
 # ## By hand
-# The equations, line by line: forwards without any graph, keeping the points of the way; then backwards along them.
+# First with a pencil. One parameter, one "pixel", and the loss $\ell=(\theta-x)^2/2$, so that $g=\theta-x$, $H=1$ and
+# $\partial g/\partial x=-1$. The student starts at $\theta_0=0$, the expert's later point is 1; take $x=1$, $\alpha=0.5$, $J=2$:
 #
-# Then three steps of the method: draw a start from the buffer and a plan for the student (an order of the images and one
-# augmentation for each, per step), and move pixels and $\alpha$ by gradient descent with momentum. All random choices come from one
-# stream in the order in which the library draws them, so that the two can be compared.
+# | | $j=0$ | $j=1$ | $j=2$ |
+# |---|---|---|---|
+# | $\theta_j$ | 0 | 0 − 0.5 · (0 − 1) = 0.5 | 0.5 − 0.5 · (0.5 − 1) = 0.75 |
+# | $a_j$ | | (1 − 0.5) · (−0.5) = −0.25 | 2 · (0.75 − 1) / 1 = −0.5 |
+#
+# The path is filled in from left to right, the adjoints from right to left. The loss is $(0.75-1)^2=0.0625$, and the sums give
+# $\mathrm d\mathcal L/\mathrm dx=0.5\,(a_1+a_2)=-0.375$ and
+# $\mathrm d\mathcal L/\mathrm d\alpha=-\big((-1)(-0.25)+(-0.5)(-0.5)\big)=-0.5$. Both say "more": two steps do not get to 1, so the
+# pixel should *exceed* the goal ($x=4/3$ would make the loss 0). Is that the gradient? Move $x$ or $\alpha$ a little each way and look:
+
+# %% tags=["nbval-check-output"]
+def scalar_loss(x, alpha):
+    theta = 0.0
+    for _ in range(2):
+        theta = theta - alpha * (theta - x)
+    return (theta - 1) ** 2
+
+
+h = 1e-4
+by_x = (scalar_loss(1 + h, 0.5) - scalar_loss(1 - h, 0.5)) / (2 * h)
+by_alpha = (scalar_loss(1, 0.5 + h) - scalar_loss(1, 0.5 - h)) / (2 * h)
+assert abs(by_x + 0.375) < 1e-6 and abs(by_alpha + 0.5) < 1e-6
+print(f"loss {scalar_loss(1, 0.5)}, dL/dx = {by_x:.3f}, dL/dalpha = {by_alpha:.3f}")
+
+# %% [markdown]
+# Now a network. Neither $H_j$ (a $P\times P$ matrix) nor $\partial g_j/\partial x$ is ever formed: $H_ja$ and
+# $(\partial g_j/\partial x)^\top a$ are both gradients of the single number $g_j^\top a$, by $\theta$ and by $x$, and one backward
+# pass gives the two. Otherwise `outer_gradient` is the table above: forwards without any graph, keeping the points of the way; then
+# backwards along them.
+#
+# Below it, three outer steps: draw a start from the buffer and a plan for the student (an order of the images and one augmentation for
+# each, per step), then update. All random choices come from one stream in the order in which the library draws them, so that the two
+# can be compared. The pixels' gradient is tiny, because it is measured against a distance in thousands of parameters. This is why
+# learning rates of pixels are in the hundreds.
 
 # %%
 def slope(theta, images, labels, create_graph=False):                    # g (P,)
@@ -154,12 +197,11 @@ def outer_gradient(pixels, alpha, start, target, batch, steps):
     return (path[steps] - target).square().sum() / length, pixel_grad, alpha_grad
 
 
-# %%
 small = replace(config, ipc=1, syn_steps=5, steps=3)
 rng, strategy = runs.stream(seed, "mtt"), augment.strategy_for(real, small.augment)
 first = distilled.PixelSet.from_real(real, small.ipc, rng)               # one real image of each class
 pixels, alpha = first.images.clone(), torch.tensor(small.alpha, device=device)
-pixel_velocity, alpha_velocity = torch.zeros_like(pixels), torch.zeros_like(alpha)
+u, v = torch.zeros_like(pixels), torch.zeros_like(alpha)
 
 
 def draw_plan(steps):
@@ -173,17 +215,18 @@ def draw_plan(steps):
 for step in range(small.steps):
     ends = buffer.draw_ends(small.expert_epochs, small.max_start, rng)   # theta*_i and theta*_{i+K}
     loss, pixel_grad, alpha_grad = outer_gradient(pixels, alpha, ends.start, ends.target, draw_plan(small.syn_steps), small.syn_steps)
-    pixel_velocity = small.momentum * pixel_velocity + pixel_grad
-    alpha_velocity = small.momentum * alpha_velocity + alpha_grad
-    pixels, alpha = pixels - small.pixel_lr * pixel_velocity, alpha - small.alpha_lr * alpha_velocity
+    u, v = small.momentum * u + pixel_grad, small.momentum * v + alpha_grad
+    pixels, alpha = pixels - small.pixel_lr * u, alpha - small.alpha_lr * v
     print(f"step {step + 1}: from epoch {ends.first}, loss {loss.item():.2f}, length of the pixel gradient {pixel_grad.norm().item():.4f}")
 
 # %% [markdown]
-# The pixels' gradient is tiny, because it is measured against a distance in thousands of parameters. This is why their learning
-# rates are in the hundreds.
-#
 # ## The library
-# `mtt.distill` is this loop. The pixels agree to rounding, and so does $\alpha$:
+# `mtt.distill` is this loop; the next cell compares the two. Underneath is `unroll.unroll`, which knows several ways to the same
+# end. `plain` lets autograd record all $J$ steps and differentiate the recording. `remat` (*rematerialised*) is what we did by hand:
+# keep the points, compute every step again on the way back. `compiled` is `remat` with the derivative of the gradient written out, so
+# that a compiler can fuse it. All three are exact. `detached` leaves out the Hessian, so that $a_j=a_J$ for every $j$: the shortcut
+# of TESLA (Cui et al., ICML 2023), as if no step depended on the images of the steps before it. In the pencil example it would give
+# $0.5\,(-0.5-0.5)=-0.5$ instead of $-0.375$.
 
 # %% tags=["nbval-check-output"]
 *_, last = mtt.distill(real, small)
@@ -192,109 +235,58 @@ difference = (last.syn.images.detach() - pixels).norm()
 assert difference < 1e-2 * moved and abs(last.syn.alpha.item() - alpha.item()) < 1e-5 * alpha.item()
 print("three steps by hand equal three steps of the library:", bool(difference < 1e-2 * moved))
 
-# %% [markdown]
-# Underneath is `unroll.unroll`, which knows several ways to the same end. `plain` lets autograd record all $J$ steps and
-# differentiate the recording. `remat` (*rematerialised*) is what we did by hand: keep the points, compute every step again on the way
-# back. Both are exact. `detached` leaves out the Hessian, so that $a_j=a_J$ for every $j$: this is the shortcut of TESLA (Cui et al.,
-# ICML 2023), as if no step depended on the images of the steps before it.
-
-# %%
 double = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=0).to(device).double()
 start, target = (trajectories[0][epoch].double() for epoch in (0, config.expert_epochs))
 counts, rates = (1, 2, 5, 10, 20), (0.02, 0.1)
 plan = draw_plan(max(counts))
 
 
-def pixel_gradient(form, steps, rate):
-    """(N, c, h, w) in double precision, at the first real images."""
+def pixel_gradient(form, steps, rate, rule=None):
+    """(N c h w,) in double precision, at the first real images, and how far the student went."""
     images = first.images.double().requires_grad_()
-    student = unroll.unroll(double, start, (images,), plan, steps=steps, rate=rate, form=form)
-    return torch.autograd.grad(mtt.matching_loss(student, target, start), images)[0]
+    student = unroll.unroll(double, start, (images,), plan, steps=steps, rate=rate, form=form, rule=rule)
+    return torch.autograd.grad(mtt.matching_loss(student, target, start), images)[0].flatten(), (student - start).norm().item()
 
 
-exact, again, short = ({(rate, steps): pixel_gradient(form, steps, rate) for rate in rates for steps in counts}
-                       for form in ("plain", "remat", "detached"))
-off = {key: ((short[key] - exact[key]).norm() / exact[key].norm()).item() for key in exact}
-plots.accuracy_curve({f"α = {rate}": (counts, [100 * off[rate, steps] for steps in counts], None) for rate in rates}, "student steps J",
+def error(form, steps, rate, rule=None):
+    """Of a form's gradient, as a share of the true one's length."""
+    exact = pixel_gradient("plain", steps, rate, rule)[0]
+    return ((pixel_gradient(form, steps, rate, rule)[0] - exact).norm() / exact.norm()).item()
+
+
+off = {rate: [100 * error("detached", steps, rate) for steps in counts] for rate in rates}
+exact = {"remat, 20 steps": error("remat", 20, 0.1) < 1e-9, "detached, 1 step": error("detached", 1, 0.1) < 1e-9}
+assert all(exact.values()) and (off[0.1][-1] > off[0.02][-1] > 20 or preset != "cpu")
+print("the gradient equals the plain one to nine digits:", exact)
+plots.accuracy_curve({f"α = {rate}": (counts, off[rate], None) for rate in rates}, "student steps J",
                      ylabel="error of the detached\ngradient, %", log=False, size=plots.HALF)
 
 # %% [markdown]
 # The figure shows how far the detached gradient is from the true one, as a share of its length (100 % would be as wrong as no
-# gradient at all). One step has no step before it, so there it is exact; with more steps or a larger rate, $I-\alpha H_j$ is far from
-# $I$, and leaving it out matters. The detached gradient may still be a useful direction, and TESLA shows that it scales to
-# ImageNet; but it is another method, not a cheaper way to the same number.
+# gradient at all). One step has no step before it, so there it is exact; with more steps or a larger rate,
+# $\mathrm{Id}-\alpha H_j$ is far from $\mathrm{Id}$, and leaving it out matters. The detached gradient may still be a useful direction,
+# and TESLA shows that it scales to ImageNet; but it is another method, not a cheaper way to the same number.
 #
-# **What it costs.** The plain recording holds all activations of all $J$ steps until the backward pass. We count: a hook on
-# every operation adds the bytes of each new tensor and takes them off when it is freed. The largest sum on the way is what an
-# outer step needs (here in double precision). The figure shows a straight line for the recording. The other two are nearly
-# flat and lie on each other: all that grows is the list of points $\theta_0,\dots,\theta_J$. Exactness costs no memory, only a
-# second computation of every step.
-#
-# The table behind it shows whole processes on CIFAR-10's shape with a network of width 128, where the recording takes gigabytes (made
-# by `python tests/bench/unroll.py`; `compiled` is `remat` with the derivative of the gradient written out, so that a compiler can
-# fuse it).
+# **What it costs.** The plain recording holds all activations of all $J$ steps until the backward pass. The figure below shows an
+# outer step on CIFAR-10's shape with a network of width 128: above, by how much the memory of the process grows; below, its time
+# (made by `python tests/bench/unroll.py`, on the machine named below it). The recording is a straight line up to gigabytes. The others
+# are nearly flat: all that grows is the list of points $\theta_0,\dots,\theta_J$. Exactness costs no memory, only a second
+# computation of every step, and the compiler earns that back.
 
 # %%
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that are alive, and the most there were."""
-
-    def __init__(self):
-        super().__init__()
-        self.now, self.peak, self.known = 0, 0, weakref.WeakKeyDictionary()
-
-    def freed(self, size):
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for storage in (tensor.untyped_storage() for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)):
-            if storage not in self.known:                                # several tensors may share one storage
-                self.known[storage] = weakref.finalize(storage, self.freed, storage.nbytes())
-                self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        return made
-
-
-def megabytes(form, steps):
-    with LiveBytes() as live:
-        pixel_gradient(form, steps, 0.02)
-    return live.peak / 1e6
-
-
-memory = {form: [megabytes(form, steps) for steps in counts] for form in ("plain", "remat", "detached")}
-plots.accuracy_curve({form: (counts, values, None) for form, values in memory.items()}, "student steps J",
-                     ylabel="peak of live tensors, MB", log=False, size=plots.HALF)
-
-# %% tags=["nbval-check-output"]
-largest = max(((again[key] - exact[key]).norm() / exact[key].norm()).item() for key in exact)
-turned = {rate: F.cosine_similarity(exact[rate, 20].flatten(), short[rate, 20].flatten(), dim=0).item() for rate in rates}
-assert largest < 1e-9 and all(off[rate, 1] < 1e-9 for rate in rates)
-assert turned[0.1] < turned[0.02] < 0.95 or preset != "cpu"
-print("plain and rematerialised agree to nine digits:", largest < 1e-9)
-print("the detached gradient is exact for one step:", off[0.02, 1] < 1e-9)
-print("after 20 steps it points elsewhere, more so at the larger rate:", turned[0.1] < turned[0.02] < 0.95)
-growth = {form: values[-1] / values[0] for form, values in memory.items()}
-assert (growth["plain"] > 8 and growth["remat"] < 1.6) or preset != "cpu"
-print("from J = 1 to J = 20 the plain graph grows more than eightfold:", growth["plain"] > 8)
-print("the rematerialised one by less than 60 %:", growth["remat"] < 1.6)
-
-# %%
-def bench_table(path):
-    """Seconds of an outer step and growth of the process's peak memory, one line per J."""
-    forms = ("plain", "remat", "compiled", "detached")
-    columns = ("J", *(f"{form}, s" for form in forms), *(f"{form}, MB" for form in forms))
-    if not path.is_file():
-        return papers.Table(columns, (("5 to 30", *["not run"] * 8),), caption="An outer step, CIFAR-10's shape, width 128")
-    with open(path, newline="", encoding="utf-8") as file:
-        found = {(int(row["syn_steps"]), row["form"]): row for row in csv.DictReader(file)}
-    lines = tuple((str(steps), *(f"{float(found[steps, form]['seconds']):.2f}" for form in forms),
-                   *(f"{float(found[steps, form]['peak_growth_mb']):,.0f}" for form in forms))
-                  for steps in sorted({steps for steps, _ in found}))
-    where = next(iter(found.values()))["device"]
-    return papers.Table(columns, lines, caption=f"An outer step, CIFAR-10's shape, width 128, {where}", numeric=frozenset(columns))
-
-
-bench_table(runs.ROOT / "book" / "results" / "unroll.csv")
+bench = evaluate.read_rows(runs.ROOT / "book" / "results" / "unroll.csv")
+with plots.style():
+    costs = plots.figure((3.5, 4.2))
+    panels = costs.subplots(2, sharex=True)
+    for index, form in enumerate(("plain", "remat", "compiled", "detached")):
+        lines = [row for row in bench if row["form"] == form]
+        for ax, column, unit in zip(panels, ("peak_growth_mb", "seconds"), (1000, 1)):
+            ax.plot([int(row["syn_steps"]) for row in lines], [float(row[column]) / unit for row in lines], marker=".",
+                    ls="--" if form == "compiled" else "-", color=plots.color(form, index), label=form)
+    panels[0].set_ylabel("growth of memory, GB")
+    panels[1].set(xlabel=f"student steps J\n{bench[0]['device']}", ylabel="seconds per outer step")
+    costs.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+costs
 
 # %% [markdown]
 # ## Try it
@@ -312,9 +304,9 @@ middle = expert.mean(dim=0)
 plane = torch.linalg.svd(expert - middle, full_matrices=False).Vh[:2].T  # (P, 2)
 
 
-def student_path(syn, steps, rate, first_epoch=0):
-    """(steps + 1, P): a student on `syn` without augmentation, from `first_epoch` of the expert on."""
-    thetas = [expert[first_epoch]]
+def student_path(syn, steps, rate):
+    """(steps + 1, P): a student on `syn` without augmentation, from epoch 0 of the expert on."""
+    thetas = [expert[0]]
     for _ in range(steps):
         thetas.append((thetas[-1] - rate * slope(thetas[-1].requires_grad_(), syn.images.detach(), syn.labels)).detach())
     return torch.stack(thetas).detach()
@@ -325,14 +317,14 @@ def draw_paths(students, title):
     with plots.style():
         fig = plots.figure((3.5, 3.0))
         ax = fig.subplots()
-        x, y = ((expert - middle) @ plane).cpu().T
-        ax.plot(x, y, color="#767676", marker="o", label="expert")
-        for epoch in range(len(x)):
-            ax.annotate(str(epoch), (x[epoch], y[epoch]), (4, 4), textcoords="offset points", fontsize=8, color="#5f5f5f")
-        ax.plot(x[config.expert_epochs], y[config.expert_epochs], "*", ms=13, color="#D55E00", label=f"goal, K = {config.expert_epochs}")
+        across, up = ((expert - middle) @ plane).cpu().T
+        ax.plot(across, up, color="#767676", marker="o", label="expert")
+        for epoch in range(len(expert)):
+            ax.annotate(str(epoch), (across[epoch], up[epoch]), (4, 4), textcoords="offset points", fontsize=8, color="#5f5f5f")
+        K = config.expert_epochs
+        ax.plot(across[K], up[K], "*", ms=13, color="#D55E00", label=f"goal, K = {K}")
         for index, (name, thetas) in enumerate(students.items()):
-            a, b = ((thetas - middle) @ plane).cpu().T
-            ax.plot(a, b, marker=".", ms=4, lw=1.2, color=plots.color(name, index), label=name)
+            ax.plot(*((thetas - middle) @ plane).cpu().T, marker=".", ms=4, lw=1.2, color=plots.color(name, index), label=name)
         ax.set(xlabel="first principal direction", ylabel="second principal direction")
         ax.set_title(title, loc="left", weight="bold")
         fig.legend(loc="outside upper left", ncols=2, columnspacing=1.0, handlelength=1.6)
@@ -364,109 +356,85 @@ widgets.live(again_with, label="learning rate of the pixels", pixel_lr=[1.0, 10.
 # %% [markdown]
 # ## A small run
 # Now the run that the parameters above ask for. It resumes if it was interrupted, and is read from its folder if it is there already.
-
-# %%
-result = runs.run(mtt, config, folder, real=real, snapshots=6)
-syn = result.syn
-
-# %% [markdown]
-# The lines tell the step, the loss (*match*), the length of the pixel gradient, the gradient of $\alpha$, and $\alpha$. The slider
-# goes through the run from the photographs (step 0) on: they keep their outlines, while the surfaces and soon the background fill
-# with a texture that no photograph has. It is there because it pushes a network's parameters in the direction in which
-# thousands of real images would have pushed them, not because it looks like anything. (The picture is clipped: networks see values
-# beyond black and white.)
+# Each line that it prints tells the step, the matching loss $\mathcal L$ (*match*), the length of the pixels' gradient, the gradient
+# of $\alpha$ (negative: $\alpha$ should grow), and $\alpha$ itself. Then a slider goes through the run, from the photographs
+# (step 0) on.
 
 # %%
 def first_of_each(syn):
     return syn.pixels()[0].unflatten(0, (real.num_classes, -1))[:, 0]                       # (C, c, h, w)
 
 
+result = runs.run(mtt, config, folder, real=real, snapshots=6)
+syn, metrics, learned = result.syn, result.metrics(), float(result.syn.alpha.detach())
 moments = {0: undistilled, **(result.snapshots() or {config.steps: syn})}
 widgets.film({step: first_of_each(kept) for step, kept in moments.items()}, real.classes)
 
-# %%
-metrics, raw = result.metrics(), {"color": plots.color("MTT"), "lw": 0.7, "alpha": 0.4}
-with plots.style():
-    curves = plots.figure((3.5, 3.6))
-    upper, lower = curves.subplots(2, sharex=True)
-    upper.plot(metrics["step"], metrics["match"], **raw)
-    smooth = torch.tensor(metrics["match"]).unfold(0, min(20, config.steps), 1).mean(dim=1)
-    upper.plot(torch.arange(len(smooth)) + min(10, config.steps), smooth, color=plots.color("MTT"))
-    upper.axhline(1, ls="--", lw=1, color="#767676")
-    lower.plot(metrics["step"], metrics["alpha"], color=plots.color("MTT"))
-    upper.set_ylabel("matching loss")
-    lower.set(xlabel="step", ylabel="learned step size α")
-curves
-
 # %% [markdown]
-# The loss (pale: each step; solid: the mean of twenty) falls well below 1, the dashed line of a student that does not move. It counts
-# squares: at 0.3, $\sqrt{0.3}=0.55$ of the expert's way is left. It is noisy, because every step draws another expert and another start.
-# Below it, $\alpha$ grows by more than half.
+# The clothes keep their outlines, while the surfaces and soon the background fill with a texture that no photograph has. It is there
+# because it pushes a network's parameters in the direction in which thousands of real images would have pushed them, not because it
+# looks like anything. (The picture is clipped: networks see values beyond black and white.)
 #
-# Where does the student walk now? Below, the same expert with two students of $J$ steps: *before* trains on the photographs that
-# the run began with, *after* on the distilled images with the learned $\alpha$. It gets further towards the goal, because its steps are
-# longer and because they point there better (exercise 1 tells the two apart).
+# Below, first the loss (pale: each step; solid: the mean of twenty). It falls well below 1, the dashed line of a student that does
+# not move. It counts squares: at 0.3, $\sqrt{0.3}=0.55$ of the expert's way is left. It is noisy, because every step draws another
+# expert and another start. Then the expert of the last section with two students of $J$ steps: *before* trains on the photographs that
+# the run began with, *after* on the distilled images with the learned $\alpha$, which has grown by more than half. Exercise 1 finds
+# out whether it gets further because its steps are longer or because they point better.
 
 # %%
-learned = float(syn.alpha.detach())
+losses = plots.loss_curve({"MTT": metrics["match"]}, ylabel="matching loss", smooth=20)
+losses.axes[0].axhline(1, ls="--", lw=1, color="#767676")
+display(losses)
 before, after = student_path(undistilled, config.syn_steps, config.alpha), student_path(syn, config.syn_steps, learned)
 draw_paths({"before": before, "after": after}, f"loss {mismatch(before):.2f} before, {mismatch(after):.2f} after")
 
 # %% [markdown]
 # **Does it help?** Fresh networks are trained on the distilled images and on as many random real ones, with one protocol, and
 # see the test set once. For Random every network gets a new draw. MTT has learned a rate together with its images; is it a part of
-# the result? So everything is trained twice, at the protocol's fixed rate and at the learned one.
+# the result? So everything is trained twice, at the protocol's fixed rate and at the learned one. The two claims are asserted, for
+# the default parameters only. With seeds 0, 1 and 2 the margin was 20, 17 and 17 points, the last loss 0.32, 0.27 and 0.33.
 
 # %%
 random_sets = [select.random(real, config.ipc, runs.stream(seed, "random", k)) for k in range(repeats)]
-fixed = evaluate.with_options(protocol, **recipe)
-fixed = fixed if fixed.lr != "alpha" else evaluate.with_options(protocol, lr=0.01, **recipe)         # Random has learned no rate
-same_rate, with_alpha = (evaluate.with_options(protocol, lr=lr, **recipe) for lr in (round(learned, 4), "alpha"))
-found = {("Random", "fixed"): evaluate.evaluate(random_sets, real, fixed, seed=seed, quiet=True),
-         ("Random", "learned"): evaluate.evaluate(random_sets, real, same_rate, seed=seed, quiet=True),
-         ("MTT", "fixed"): evaluate.evaluate(syn, real, fixed, seed=seed, folder=folder, quiet=True),
-         ("MTT", "learned"): evaluate.evaluate(syn, real, with_alpha, seed=seed, folder=folder, quiet=True)}
-lines = tuple((method, *(f"{100 * found[method, rate].mean:.1f} ± {100 * found[method, rate].std:.1f}" for rate in ("fixed", "learned")))
-              for method in ("Random", "MTT"))
-papers.Table(("method", f"fixed rate {fixed.lr}", f"learned rate {learned:.3f}"), lines,
-             caption=f"{config.dataset}, images per class (IPC): {config.ipc}, test accuracy in percent, {repeats} networks each")
-
-# %% tags=["nbval-check-output"]
+for each in random_sets:
+    each.alpha = syn.alpha.detach()                                       # Random has learned no rate: it borrows this one
+base = evaluate.PROTOCOLS[protocol].lr
+found = {}
+for rate, lr in {"fixed": 0.01 if base == "alpha" else base, "learned": "alpha"}.items():
+    recipe = evaluate.with_options(protocol, network=config.network, width=config.width, repeats=repeats, lr=lr)
+    found["Random", rate] = evaluate.evaluate(random_sets, real, recipe, seed=seed, quiet=True)
+    found["MTT", rate] = evaluate.evaluate(syn, real, recipe, seed=seed, folder=folder, quiet=True)
 margin = 100 * (found["MTT", "fixed"].mean - found["Random", "fixed"].mean)           # in points
 falls = torch.tensor(metrics["match"][-25:]).mean().item()
-assert (margin > 8 and falls < 0.6) or (preset, ipc) != ("cpu", 0)        # claims about the default run, not about every run
-print("MTT beats Random by more than 8 points:", margin > 8)
-print("the matching loss ends below 0.6:", falls < 0.6)
+assert (margin > 10 and falls < 0.5) or (preset, ipc) != ("cpu", 0)
+print(f"MTT is {margin:.0f} points above Random (claim: more than 10)")
+print(f"the loss of the last 25 steps is {falls:.2f} (claim: below 0.5)")
+lines = [(method, *(f"{100 * found[method, rate].mean:.1f}±{100 * found[method, rate].std:.1f}" for rate in ("fixed", "learned")))
+         for method in ("Random", "MTT")]
+papers.Table(("method", "fixed rate", f"learned, {learned:.3f}"), tuple(lines),
+             caption=f"{config.dataset}, images per class (IPC): {config.ipc}, test accuracy in %, {repeats} networks each")
 
 # %% [markdown]
-# The images carry the gain, not the rate: real images do not profit from the learned rate, and for the distilled ones it differs from
-# the fixed one by no more than the spread of the networks.[^rate] The claims above hold with margins that held over several seeds.
-#
-# [^rate]: $\alpha$ was learned for plain gradient descent over $J$ steps; the protocol, like MTT's own, uses it with momentum 0.9 and many
+# The images carry the gain, not the rate: neither set profits from the learned one beyond the spread of the networks. No wonder:
+# $\alpha$ was learned for plain gradient descent over $J$ steps; the protocol, like MTT's own, uses it with momentum 0.9 and many
 # more steps. It is a sensible scale, not an optimum of the evaluation.
 #
 # ## The paper and us
-# Left the numbers that the papers print, right ours from `book/results/measured.csv`, each with its protocol and the network's
-# width. Where nobody has run a cell it says *not run*. MTT itself has no Fashion-MNIST; its numbers there come from the tables of
-# later papers.
+# First the numbers that papers print for Fashion-MNIST beside ours for all of it and for `fashion_mini`, a tenth of it. MTT itself has no
+# Fashion-MNIST; its numbers there come from the tables of later papers. Settings, device, minutes and command of each of our rows
+# stand in `book/results/measured.csv`. Then the run of this notebook.
 
 # %%
-measured = evaluate.read_rows()
-papers.beside(measured, dataset="fashion_mnist", ipcs=[1, 10], methods=["Random", "DM", "MTT"])
-
-# %%
+measured, options = evaluate.read_rows(), {"ipcs": [1, 10], "methods": ["Random", "DM", "MTT"], "protocol": "strict-cpu", "width": 32}
+full, mini = (papers.beside(measured, dataset=name, **options) for name in ("fashion_mnist", "fashion_mini"))
+display(papers.Table(("method", "IPC", "papers", "ours", "ours, mini"), tuple((*a[:4], b[3]) for a, b in zip(full.rows, mini.rows)),
+                     footnotes=full.footnotes, caption="Test accuracy in %; ours: protocol strict-cpu, ConvNet-3 of width 32"))
 command = f"make run CHAPTER=04 ARGS='-p preset {preset} -p ipc {config.ipc} -p protocol {protocol} -p repeats {repeats} -p seed {seed}'"
-label = "cpu, chapter 4" if preset == "cpu" else preset
-rows = [found["Random", "fixed"].row(method="Random", preset=label, command=command),
-        found["MTT", "fixed"].row(method="MTT", preset=label, command=command, distilling=result.minutes),
-        found["MTT", "learned"].row(method="MTT", preset=label, command=command, distilling=result.minutes)]
-own = {"dataset": config.dataset, "ipcs": [config.ipc], "methods": ["Random", "MTT"], "protocol": fixed.name,
-       "published_as": "fashion_mnist" if config.dataset == "fashion_mini" else None}
-files.write_text(folder / "table.txt", papers.beside(rows, **own).text())
-(folder / "distilled.png").write_bytes(plots.png(syn.show()))
-for row in rows if results else []:
-    evaluate.append_row(results, row)
-papers.beside([row | {"minutes": ""} for row in rows], **own)             # a stored page shows no timings
+rows = [found["Random", "fixed"].row(method="Random", preset=preset, command=command),
+        found["MTT", "fixed"].row(method="MTT", preset=preset, command=command, distilling=result.minutes),
+        found["MTT", "learned"].row(method="MTT", preset=preset, command=command, distilling=result.minutes)]
+chapter.record(folder, rows, results, pictures={"distilled": syn.show()}, dataset=config.dataset, ipcs=[config.ipc],
+               methods=["Random", "MTT"], protocol=rows[0]["protocol"])
 
 # %% [markdown]
 # **What differs from the paper, and what we expect of it**
@@ -474,17 +442,20 @@ papers.beside([row | {"minutes": ""} for row in rows], **own)             # a st
 # 1. *Size.* The authors' buffer holds 100 experts of 50 epochs with networks of width 128, and they distil for 5,000 steps. The small
 #    run has four experts of eight epochs, width 16 and 150 steps. It sees four ways of training, and only their first
 #    epochs; expect several points less, and the more so with more images per class.
-# 2. *Rates and $J$.* MTT tunes them for every dataset and IPC and states none for Fashion-MNIST. Those of the small run were chosen on
-#    validation images from eight short tries; the presets named after CIFAR-10, CIFAR-100 and Tiny ImageNet hold the authors' settings, as
-#    far as their repository states them. Before the last of these choices we had also seen test accuracies of the preset's own rates; a
-#    look at validation images afterwards agrees with it (71.7 and 71.9 % against 68.6 and 67.7 % with seeds 0 and 1).
-# 3. *Which number.* The authors' code evaluates during the run and reports the best **test** accuracy it saw. Ours is the last step's,
+# 2. *Rates and $J$.* MTT tunes them for every dataset and IPC and states none for Fashion-MNIST. Those of the CPU preset were chosen on
+#    validation images: with seeds 0 and 1 they gave 71.7 and 71.9 %, against 68.6 and 67.7 % for $J=10$, 300 updates and
+#    $\eta_x=1000$. Before the last of these choices, test accuracies of the earlier rates had been seen. The presets named after
+#    CIFAR-10, CIFAR-100 and Tiny ImageNet hold the authors' settings, as far as their repository states them.
+# 3. *All of Fashion-MNIST* needs $J=20$ and students that start at epochs 0 and 1 only: 72.8 % on validation images, against 63.6 % for
+#    $J=10$ from epoch 0 and 66.1 % with $\alpha=0.04$ at first. Late starts of experts that see 60,000 images an epoch are out of a
+#    ten-image student's reach. Here too, a test accuracy of the earlier settings ($J=10$, starts 0 to 3) had been seen.
+# 4. *Which number.* The authors' code evaluates during the run and reports the best **test** accuracy it saw. Ours is the last step's,
 #    and nothing is chosen by it. Expected effect: ours are a little lower.
-# 4. *Evaluation.* Theirs trains for 1,000 epochs at the learned rate (our protocol `mtt`); our strict protocols fix the number of
+# 5. *Evaluation.* Theirs trains for 1,000 epochs at the learned rate (our protocol `mtt`); our strict protocols fix the number of
 #    steps and one rate for all methods.
-# 5. *Keeping $\alpha$ positive.* After each step $\alpha$ is at least $10^{-6}$; a negative one would turn the student around. It is
+# 6. *Keeping $\alpha$ positive.* After each step $\alpha$ is at least $10^{-6}$; a negative one would turn the student around. It is
 #    never reached in the runs that we show.
-# 6. *Letters.* MTT calls the student's steps $N$, the expert's $M$ and the bound of the starts $T^+$; we use $J$, $K$ and $I^+$ like the
+# 7. *Letters.* MTT calls the student's steps $N$, the expert's $M$ and the bound of the starts $T^+$; we use $J$, $K$ and $I^+$ like the
 #    pruning paper of the next chapter, and count $K$ in epochs.
 #
 # What a run of this size can show: that following experts beats real images by far at one image per class, and what the exact
@@ -494,35 +465,39 @@ papers.beside([row | {"minutes": ""} for row in rows], **own)             # a st
 # Solutions are folded below each question.
 #
 # **1. Change a number.** Set $\alpha=0$: what is the loss, to the last digit, and why? Then raise $\alpha$ until the loss is above
-# 1, for the images before and after distillation.
+# 1, for the images before and after distillation. One of the rows is the learned $\alpha$: what do longer steps do without better
+# images, and better images without longer steps?
 
 # %% tags=["hide-cell"]
-for rate in (0.0, 0.005, 0.02, 0.05, 0.2, 0.5):
+for rate in sorted((0.0, 0.005, config.alpha, learned, 0.05, 0.2, 0.5)):
     pair = [mismatch(student_path(each, config.syn_steps, rate)) for each in (undistilled, syn)]
     assert rate > 0 or pair == [1.0, 1.0]
-    print(f"alpha {rate:5.3f}: loss {pair[0]:8.3f} before, {pair[1]:8.3f} after")
+    note = {config.alpha: "  <- alpha at first", learned: "  <- learned"}.get(rate, "")
+    print(f"alpha {rate:5.3f}: loss {pair[0]:6.2f} before, {pair[1]:6.2f} after{note}")
 print("With alpha = 0 the student stays at theta*_i, numerator and denominator are the same number, and the loss is exactly 1.")
+print("Longer steps alone (left column) lead astray: the photographs' loss rises. Better images alone (first alpha, right column)")
+print("bring most of the gain. Only on these images do longer steps pay, too: it is the direction that has been learned.")
 
 # %% [markdown]
-# **2. Change an equation.** Give the student momentum: $v_{j+1}=\mu v_j+g_j$ and $\theta_{j+1}=\theta_j-\alpha v_{j+1}$ with
-# $\mu=0.9$. Does the rematerialised gradient still equal the plain one? At which $\alpha$ does such a student go as far as the one
-# without momentum?
+# **2. Change an equation.** Give the student momentum: $m_{j+1}=0.9\,m_j+g_j$ and $\theta_{j+1}=\theta_j-\alpha\,m_{j+1}$. The
+# library has it: `unroll.unroll(..., rule=unroll.SGD(momentum=0.9))`, default 0; above, `error` and `pixel_gradient` take a
+# `rule`, too. Does the rematerialised gradient still equal the plain one? At which $\alpha$ does such a student of 20 steps go as far
+# as the one without momentum? (Hint: with $n$ steps left, a gradient still counts
+# $1+0.9+\dots+0.9^{n-1}=(1-0.9^n)/(1-0.9)$ times. What is the mean over $n=1,\dots,20$?)
 
 # %% tags=["hide-cell"]
-for momentum, rate in ((0.0, 0.02), (0.9, 0.02), (0.9, 0.0033)):
-    gradients, ends_at = [], None
-    for form in ("plain", "remat"):
-        images = first.images.double().requires_grad_()
-        ends_at = unroll.unroll(double, start, (images,), plan, steps=20, rate=rate, form=form, rule=unroll.SGD(momentum=momentum))
-        gradients += torch.autograd.grad(mtt.matching_loss(ends_at, target, start), images)
-    error = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
-    way = (ends_at - start).norm().item()
-    print(f"momentum {momentum}, alpha {rate}: the student goes {way:.2f} far, the two gradients agree: {error < 1e-9}")
+counted = sum((1 - 0.9**n) / (1 - 0.9) for n in range(1, 21)) / 20
+for momentum, rate in ((0.0, 0.02), (0.9, 0.02), (0.9, 0.02 / counted)):
+    rule = unroll.SGD(momentum=momentum)
+    same, way = error("remat", 20, rate, rule) < 1e-9, pixel_gradient("remat", 20, rate, rule)[1]
+    print(f"momentum {momentum}, alpha {rate:.4f}: the student goes {way:.2f} far, the two gradients agree: {same}")
 print("The adjoint has a second part, of the velocity; the recursion is the same. In the long run momentum 0.9 multiplies a rate by")
-print("ten, but a student of 20 steps starts from rest, so that it is only about six: a sixth of the rate goes as far.")
+print(f"ten, but a student of 20 steps starts from rest: by {counted:.1f} on average. So a sixth of the rate goes about as far.")
 
 # %% [markdown]
-# **3. Bring your data.** Any arrays will do, with experts of their own. Here: half of the classes, at half the resolution.
+# **3. Bring your data.** Any arrays will do, with experts of their own. Here: half of the classes at half the resolution, where an
+# epoch has half as many steps. Keep $J$, $K$ and all rates: does the loss fall below 0.6 within 30 steps, as it does above? If it does
+# not, compare how far the experts go, and repair it by changing one number.
 
 # %% tags=["hide-cell"]
 half_of_them = real.num_classes // 2
@@ -530,12 +505,16 @@ half_of_them = real.num_classes // 2
 
 def half(split):
     keep = split.labels < half_of_them
-    return torch.nn.functional.avg_pool2d(split.images[keep].float(), 2).to(torch.uint8).cpu(), split.labels[keep].cpu()
+    return F.avg_pool2d(split.images[keep].float(), 2).to(torch.uint8).cpu(), split.labels[keep].cpu()
 
 
 mine = data.ImageSet.from_arrays(*half(real.train), *half(real.test), classes=real.classes[:half_of_them], name="mine")
-smaller = replace(config, dataset="mine", preprocess="standardize", ipc=2, num_experts=2, buffer_epochs=3, max_start=2, expert_epochs=2,
-                  syn_steps=10, steps=30)
-with contextlib.redirect_stdout(io.StringIO()):                           # training experts prints a path and minutes
-    *_, step = mtt.distill(mine, smaller)
-step.syn.show()
+smaller = replace(config, dataset="mine", preprocess="standardize", ipc=1, num_experts=2, buffer_epochs=4, max_start=2, expert_epochs=2,
+                  steps=30)
+for rate in (config.alpha, config.alpha / 3):
+    with contextlib.redirect_stdout(io.StringIO()):                       # training experts prints a path and minutes
+        match = [step.losses["match"] for step in mtt.distill(mine, replace(smaller, alpha=rate))]
+        ways = [(all_of[2] - all_of[0]).norm().item() for all_of in (expert, experts.train(mine, smaller.experts()).snapshots(0, 0, 2))]
+    print(f"alpha {rate:.4f}: the loss of the first ten steps is {sum(match[:10]) / 10:.2f}, of the last ten {sum(match[-10:]) / 10:.2f}")
+print(f"In two epochs the experts go {ways[1]:.2f} far instead of {ways[0]:.2f}: a student with the same J and alpha runs past the goal,")
+print("and the loss begins above 1. With a third of alpha it does not, and falls below 0.6.")
