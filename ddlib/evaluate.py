@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 
 from ddlib import augment, files, models, train
 from ddlib.data import ImageSet
-from ddlib.distilled import DistilledSet
+from ddlib.distilled import DistilledSet, GeneratorSet
 from ddlib.runs import device_name, progress, provenance, stream
 
 
@@ -91,6 +92,15 @@ class Protocol:
         count = self.steps or self.epochs or 0
         return (count // 2 + 2) * self.unit(num_images) if self.schedule == "drop" else None
 
+    def sizes(self, num_images: int) -> tuple[int, ...]:
+        """Images in each of the batches that follow one another over and over when every batch is drawn anew.
+
+        Where steps are counted, those of a frozen set of `num_images`, so that freshness is the only difference to it; where
+        epochs are, full ones, as in DiM's code: for one image of each of ten classes that is one batch of 64 an epoch.
+        """
+        whole, rest = divmod(num_images, self.batch_size)
+        return (self.batch_size,) * whole + (rest,) * (rest > 0) if self.steps is not None else (self.batch_size,)
+
     def rate(self, step: int, num_images: int, base: float) -> float:
         total = self.num_steps(num_images)
         if self.schedule == "cosine":
@@ -107,6 +117,9 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol(name="strict", source="ours: one recipe and one number of steps for every method, last step, test read once", steps=1000),
     Protocol(name="strict-cpu", source="strict with a fifth of the steps", steps=200),
     Protocol(name="strict-cpu-alpha", source="strict-cpu at the step size that the set has learned", steps=200, lr="alpha"),
+    Protocol(name="strict-resampled", source="strict, but every batch is drawn anew (generators): not comparable with stored images",
+             steps=1000, resample=True),
+    Protocol(name="strict-cpu-resampled", source="strict-resampled with a fifth of the steps", steps=200, resample=True),
     Protocol(name="dc", source="DC code; five sets of twenty networks there", repeats=20, epochs=300, schedule="drop", augment=""),
     Protocol(name="dc-mnist", source="DC code for MNIST and for networks with batch norm", repeats=20, epochs=1000, schedule="drop",
              augment="crop_scale_rotate"),
@@ -164,7 +177,7 @@ class Evaluation:
         config = self.syn.meta.get("config", {})                   # a complete method, as the papers print it, has no variant
         return {
             "dataset": self.real_name, "method": method, "ipc": f"{self.syn.ipc:g}",
-            "train_arch": train_arch or config.get("network", ""), "eval_arch": self.protocol.network,
+            "train_arch": train_arch or config.get("network", config.get("pool", "")), "eval_arch": self.protocol.network,
             "variant": ", ".join(filter(None, [variant, self.protocol.narrow])),
             "accuracy_mean": f"{100 * self.mean:.2f}", "accuracy_std": f"{100 * self.std:.2f}", "n": len(self.accuracies),
             "protocol": self.protocol.name, "preset": preset, "budget_scalars": self.syn.budget, "seed": self.seed,
@@ -223,6 +236,7 @@ def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: i
     started, device = time.monotonic(), real.train.images.device
     net_seed = int(torch.randint(2**31, (), generator=stream(seed, "network", repeat)))
     net = models.build(protocol.network, shape=real.shape, num_classes=real.num_classes, width=protocol.width, seed=net_seed).to(device)
+    syn = syn.to(device) if isinstance(syn, GeneratorSet) else syn
     images, labels = (tensor.detach().to(device) for tensor in syn.all(stream(seed, "frozen", repeat)))
     if protocol.labels == "hard":
         labels = F.one_hot(labels.argmax(dim=1), real.num_classes).to(images.dtype)
@@ -244,7 +258,7 @@ def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: i
     rng = stream(seed, "batches", repeat)
     batches: Iterator[train.Batch] = iter(train.Batches(images, labels, protocol.batch_size, rng))
     if protocol.resample:
-        batches = fresh(syn, protocol.batch_size, rng, device)
+        batches = fresh(syn, protocol.sizes(len(images)), rng, device)
     if protocol.cutmix:
         batches = mixed(batches, protocol.cutmix, stream(seed, "cutmix", repeat))
     best = Best(net, protocol, real, syn, protocol.unit(len(images)))
@@ -266,10 +280,10 @@ def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: i
     return Trained(net, steps, seconds)
 
 
-def fresh(syn: DistilledSet, batch_size: int, rng: torch.Generator, device: torch.device) -> Iterator[train.Batch]:
-    """Endless batches drawn anew every time."""
-    while True:
-        images, labels = syn.draw(batch_size, rng)
+def fresh(syn: DistilledSet, sizes: Sequence[int], rng: torch.Generator, device: torch.device) -> Iterator[train.Batch]:
+    """Endless batches drawn anew every time, of `sizes` in turn."""
+    for size in cycle(sizes):
+        images, labels = syn.draw(size, rng)
         yield images.detach().to(device), labels.detach().to(device)
 
 

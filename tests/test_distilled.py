@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from ddlib import data, distilled, evaluate, files
-from ddlib.distilled import DistilledSet, FactoredSet, PixelSet
+from ddlib import data, distilled, evaluate, files, gan
+from ddlib.distilled import DistilledSet, FactoredSet, GeneratorSet, PixelSet
 
 matplotlib.use("Agg")
 
@@ -292,3 +292,116 @@ def test_a_saved_factored_set_comes_back_whole(toy, tmp_path):
     syn.codes.zero_(), syn.decoders["bias0"].fill_(3)
     syn.load_state_dict(state)
     assert syn.codes is codes and torch.equal(back.all()[0], syn.all()[0])
+
+
+# ---------------------------------------------------------------------------------------------------------- generators
+
+@pytest.fixture
+def made(toy):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = gan.Generator(toy.shape, toy.num_classes, width=4)
+    with torch.no_grad():
+        for _ in range(30):                                                             # running statistics of its own
+            net(gan.condition(torch.arange(16) % 4, 4, net.noise_size, rng()))
+        net.layers[-2].weight.mul_(5)                                                   # an untrained one makes hardly any contrast
+    return GeneratorSet(net, images_per_class=3, classes=toy.classes, preprocess=toy.preprocess, meta={"method": "CGAN"})
+
+
+def test_a_generator_makes_its_images_class_by_class_from_the_stream(made):
+    images, labels = made.all(rng(1))
+    assert images.shape == (12, *made.shape) and labels.argmax(1).tolist() == [label for label in range(4) for _ in range(3)]
+    assert torch.equal(images, made.all(rng(1))[0]) and not torch.equal(images, made.all(rng(2))[0])
+    assert len(images.unique(dim=0)) == 12
+
+
+def test_a_generator_answers_for_any_number_of_images_at_the_same_budget(made):
+    assert [made.at(ipc).all(rng())[0].shape[0] for ipc in (1, 10, 50)] == [4, 40, 200]
+    assert [made.at(ipc).ipc for ipc in (1, 10)] == [1, 10] and made.ipc == 3
+    assert made.at(50).budget == made.budget and made.at(50).meta == made.meta
+    for wrong in (0, 1.5):
+        with pytest.raises(ValueError, match="images_per_class must be a whole number"):
+            made.at(wrong)
+
+
+def test_the_budget_of_a_generator_is_its_weights_and_running_statistics(made):
+    parameters = sum(weight.numel() for weight in made.net.parameters())
+    statistics = 2 * (4 * 2 * 2 + 7 * 4)                                                # mean and variance of eight batch norms
+    assert made.budget == parameters + statistics
+
+
+def test_a_generator_draws_balanced_labels_in_random_order(made):
+    images, labels = made.draw(30, rng())
+    assert images.shape == (30, *made.shape) and sorted(labels.sum(0).tolist()) == [7, 7, 8, 8]
+    assert labels.argmax(1).tolist() != sorted(labels.argmax(1).tolist())
+    assert not torch.equal(images, made.draw(30, rng(1))[0])
+    fewer = torch.stack([made.draw(2, rng(seed))[1].sum(0) for seed in range(40)])      # fewer images than classes: none is left out
+    assert fewer.max() == 1 and fewer.sum(0).min() > 5
+
+
+def test_images_are_asked_for_by_label(made):
+    """The label's place in the noise decides: another label changes the image although the noise is the same."""
+    first, second = (made.sample(torch.full((2,), label), rng()) for label in (0, 1))
+    assert not torch.equal(first, second)
+    z = gan.condition(torch.tensor([2, 0]), 4, 100, rng(5))
+    made.net.eval()
+    assert torch.equal(made.sample(torch.tensor([2, 0]), rng(5)), made.net(z))
+
+
+def test_samples_do_not_depend_on_chunks_and_leave_the_network_as_it_was(made, monkeypatch):
+    made.net.train()
+    before = {name: tensor.clone() for name, tensor in made.net.state_dict().items()}
+    images = made.at(5).all(rng())[0]
+    monkeypatch.setattr(GeneratorSet, "chunk", 3)
+    torch.testing.assert_close(made.at(5).all(rng())[0], images)
+    assert made.net.training and not images.requires_grad
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.net.state_dict().items())
+
+
+def test_generated_images_reach_networks_through_the_preprocessing(toy, made):
+    sample = made.sample(torch.arange(4).repeat_interleave(3), rng(3))
+    assert sample.min() < 0
+    torch.testing.assert_close(made.all(rng(3))[0], toy.preprocess((sample + 1) / 2))
+    torch.testing.assert_close(made.pixels(rng(3))[0], (sample + 1) / 2)
+
+
+def test_a_saved_generator_comes_back_whole(made, tmp_path):
+    again = distilled.load(made.save(tmp_path / "set.safetensors"))
+    assert isinstance(again, GeneratorSet) and again.ipc == 3 and again.budget == made.budget and again.meta["method"] == "CGAN"
+    assert all(torch.equal(tensor, again.net.state_dict()[name]) for name, tensor in made.net.state_dict().items())
+    for one, other in zip((*made.all(rng(4)), *made.draw(5, rng(4))), (*again.all(rng(4)), *again.draw(5, rng(4))), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_generator_is_looked_at_and_exported_like_any_set(made, tmp_path):
+    assert len(made.as_dataset()) == 12
+    assert len(list(made.to_folder(tmp_path / "images").glob("*/*.png"))) == 12
+    assert made.show() is not None
+
+
+def test_a_generator_is_restored_in_place(made):
+    state = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    images = made.all(rng())[0]
+    with torch.no_grad():
+        next(made.net.parameters()).add_(1)
+    assert not torch.equal(made.all(rng())[0], images)
+    made.load_state_dict(state)
+    assert torch.equal(made.all(rng())[0], images)
+
+
+def test_a_generator_file_without_a_weight_is_incomplete(made, tmp_path):
+    whole = GeneratorSet.tensors
+    made.tensors = lambda: {name: tensor for name, tensor in whole(made).items() if name != "net.start.0.bias"}
+    with pytest.raises(ValueError, match="is incomplete"):
+        distilled.load(made.save(tmp_path / "set.safetensors"))
+
+
+def test_a_generator_of_other_classes_is_refused(toy, made):
+    with pytest.raises(ValueError, match="made for 4 classes and 3 names"):
+        GeneratorSet(made.net, images_per_class=1, classes=toy.classes[:3], preprocess=toy.preprocess)
+
+
+def test_a_copy_on_another_device_leaves_the_original(made):
+    there = made.to("meta")
+    assert there.device.type == "meta" and made.device.type == "cpu" and there.ipc == made.ipc
+    assert made.to("cpu").net is made.net

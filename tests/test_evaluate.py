@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddlib import data, evaluate, select, train
-from ddlib.distilled import PixelSet
+from ddlib import data, evaluate, gan, select, train
+from ddlib.distilled import GeneratorSet, PixelSet
 from ddlib.evaluate import COLUMNS, PROTOCOLS, Protocol
 
 QUICK = Protocol(name="quick", source="test", steps=5, repeats=3, width=4)
@@ -29,6 +29,16 @@ def toy():
 @pytest.fixture(scope="module")
 def syn(toy):
     return select.random(toy, 3, rng())
+
+
+@pytest.fixture(scope="module")
+def made(toy):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = gan.Generator(toy.shape, toy.num_classes, width=4)
+    for _ in range(30):                                                                 # running statistics of its own
+        net(gan.condition(torch.arange(16) % 4, 4, net.noise_size, rng()))
+    return GeneratorSet(net, images_per_class=3, classes=toy.classes, preprocess=toy.preprocess)
 
 
 def test_the_same_seed_gives_the_same_accuracies_and_networks_differ(toy, syn):
@@ -67,8 +77,10 @@ class SpySplit:
         return len(self.split)
 
 
-@pytest.mark.parametrize("name", ["strict-cpu", "podd", "dim"])
-def test_test_images_are_read_once_and_after_all_training(toy, syn, name, monkeypatch):  # T-EVAL-3
+@pytest.mark.parametrize("name", ["strict-cpu", "podd", "dim", "strict-cpu-resampled"])
+@pytest.mark.parametrize("kind", ["syn", "made"])
+def test_test_images_are_read_once_and_after_all_training(toy, kind, name, request, monkeypatch):  # T-EVAL-3
+    syn = request.getfixturevalue(kind)
     log = []
     real = data.load("toy")
     object.__setattr__(real, "test", SpySplit(toy.test, log))
@@ -80,6 +92,61 @@ def test_test_images_are_read_once_and_after_all_training(toy, syn, name, monkey
     evaluate.evaluate(syn, real, short, quiet=True)
     assert log[:2] == ["fit", "fit"] and set(log[2:]) == {"test"}
     assert log.count("test") == 2 * 2                                                   # images and labels, per network
+
+
+def shown(syn, toy, protocol, epochs, monkeypatch, repeat=0):
+    """The batches of images of each epoch, as networks would be given them."""
+    seen = []
+
+    def fit(net, batches, *, steps, **_):
+        assert steps == protocol.num_steps(3 * toy.num_classes)
+        unit = steps // epochs
+        seen.extend([next(batches)[0] for _ in range(unit)] for _ in range(epochs))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "fit", fit)
+        evaluate.train_network(syn, toy, protocol, 0, repeat)
+    return seen
+
+
+def images_of(epoch):
+    return {tuple(image.flatten().tolist()) for batch in epoch for image in batch}
+
+
+def test_a_frozen_generator_repeats_its_images_and_a_resampled_one_never(toy, made, monkeypatch):       # T-EVAL-1
+    frozen = replace(QUICK, steps=9, batch_size=5)                                      # 12 images: batches of 5, 5 and 2, three epochs
+    epochs = [images_of(epoch) for epoch in shown(made, toy, frozen, 3, monkeypatch)]
+    assert len(epochs[0]) == 12 and epochs[0] == epochs[1] == epochs[2]
+    other = [images_of(epoch) for epoch in shown(made, toy, frozen, 3, monkeypatch, repeat=1)]
+    assert not epochs[0] & other[0]                                                     # every network has a frozen set of its own
+    fresh = shown(made, toy, replace(frozen, resample=True), 3, monkeypatch)
+    assert len(images_of(batch for epoch in fresh for batch in epoch)) == 36
+    assert sorted(len(batch) for batch in fresh[0]) == [2, 5, 5]                        # freshness is the only difference
+
+
+@pytest.mark.parametrize(("ipc", "sizes"), [(1, (10,)), (10, (100,)), (50, (256, 244)), (128, (256,) * 5)])
+def test_fresh_batches_are_as_large_as_those_of_the_frozen_set(ipc, sizes):
+    for name in ("strict-resampled", "strict-cpu-resampled"):
+        assert PROTOCOLS[name].sizes(10 * ipc) == sizes
+    assert PROTOCOLS["dim"].sizes(10 * ipc) == (64,)                                    # also where the whole set has 10 images
+
+
+def test_resampled_protocols_differ_from_strict_in_freshness_only():
+    for name in ("strict", "strict-cpu"):
+        fresh = PROTOCOLS[f"{name}-resampled"]
+        assert fresh.resample and replace(PROTOCOLS[name], name=fresh.name, source=fresh.source, resample=True) == fresh
+
+
+@pytest.mark.parametrize("name", ["strict-cpu", "strict-cpu-resampled", "dim"])
+def test_a_generator_is_trained_on_for_the_steps_that_are_reported(toy, made, name):                    # T-EVAL-2
+    full = PROTOCOLS[name]
+    short = replace(full, steps=full.steps and 8, epochs=full.epochs and 4, width=4, repeats=2, checkpoints=(2, 4) if full.epochs else ())
+    found = evaluate.evaluate(made, toy, short, quiet=True)
+    per_epoch = math.ceil(12 / 64)
+    assert set(found.steps) <= ({2 * per_epoch, 4 * per_epoch} if full.epochs else {8})
+    row = found.row(method="CGAN")
+    assert row["ipc"] == "3" and row["budget_scalars"] == made.budget
+    assert torch.equal(found.accuracies, evaluate.evaluate(made, toy, short, quiet=True).accuracies)
 
 
 def test_the_drop_is_where_the_base_codes_put_it():

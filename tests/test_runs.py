@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddlib import data, distilled, files, runs
-from ddlib.methods import Diverged, dm
+from ddlib import data, distilled, evaluate, files, runs
+from ddlib.methods import Diverged, cgan, dm, main
 
 TINY = dm.PRESETS["tiny"]
 
@@ -110,6 +110,33 @@ def test_metrics_written_after_the_last_checkpoint_are_forgotten(toy, tmp_path):
     with open(tmp_path / "cut/metrics.csv", "a") as file:
         file.write("3,9.0,9.0\n4,9.")                            # a kill came between these lines and their checkpoint
     assert runs.run(dm, TINY, tmp_path / "cut", real=toy).metrics() == whole.metrics()
+
+
+def test_the_last_state_is_left_where_it_is_asked_for(toy, tmp_path):
+    runs.run(dm, TINY, tmp_path / "plain", real=toy)
+    runs.run(dm, TINY, tmp_path / "kept", real=toy, keep_checkpoint=True)
+    assert set(os.listdir(tmp_path / "kept")) - set(os.listdir(tmp_path / "plain")) == {"final.safetensors"}
+    found = runs.read_checkpoint(tmp_path / "kept")
+    *_, last = dm.distill(toy, TINY)
+    assert found["index"] == TINY.steps and torch.equal(found["syn"]["images"], last.syn.images)
+    assert torch.equal(found["rng"], last.state()["rng"])
+    with pytest.raises(FileNotFoundError, match="finish the run with keep_checkpoint=True"):
+        runs.read_checkpoint(tmp_path / "plain")
+
+
+def test_a_finished_run_has_its_last_state_wherever_it_was_killed(toy, tmp_path, monkeypatch):
+    """The set is written last, so a folder that has it has the state."""
+    runs.run(dm, TINY, tmp_path / "whole", real=toy, keep_checkpoint=True)
+    runs.run(dm, TINY, tmp_path / "cut", real=toy, minutes=1e-9, keep_checkpoint=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(distilled.PixelSet, "save", lambda *_: os.kill)
+        patch.setattr(runs.distilled, "load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(dm, TINY, tmp_path / "cut", real=toy, keep_checkpoint=True)
+    assert not (tmp_path / "cut/distilled.safetensors").exists() and (tmp_path / "cut/final.safetensors").exists()
+    runs.run(dm, TINY, tmp_path / "cut", real=toy, keep_checkpoint=True)
+    for name in ("distilled.safetensors", "final.safetensors", "metrics.csv"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_a_slice_of_no_time_is_an_error(tmp_path):
@@ -213,3 +240,37 @@ def test_the_command_line_distils_in_slices_and_evaluates(tmp_path):
 def test_the_command_line_answers_bad_input_in_a_sentence(tmp_path, words, message):
     done = command(*words, cwd=tmp_path)
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_command_line_evaluates_one_generator_at_several_ipc(tmp_path, monkeypatch, capsys):
+    evaluated = []
+
+    def evaluate_quickly(syn, real, protocol, **options):
+        evaluated.append((syn.ipc, protocol.name, options["folder"].name))
+        accuracies = torch.tensor([0.5, 0.6]).double()
+        return evaluate.Evaluation(accuracies, protocol, syn, real.name, 0, (1, 1), "cpu (1 thread)", 0.0, 0)
+
+    monkeypatch.setattr(evaluate, "evaluate", evaluate_quickly)
+    words = ["--preset", "tiny", "--out", str(tmp_path / "run"), "--ipcs", "1", "10", "--evaluate", "strict-cpu", "strict-cpu-resampled",
+             "--results", str(tmp_path / "rows.csv")]
+    monkeypatch.setattr(sys, "argv", ["cgan", *words])
+    assert main(cgan) == 0
+    wanted = [(ipc, name, f"ipc-{ipc}") for ipc in (1, 10) for name in ("strict-cpu", "strict-cpu-resampled")]
+    assert evaluated == wanted
+    rows = evaluate.read_rows(tmp_path / "rows.csv")
+    assert [(row["ipc"], row["protocol"]) for row in rows] == [(str(ipc), name) for ipc, name, _ in wanted]
+    assert len({row["budget_scalars"] for row in rows}) == 1
+
+    lines = (tmp_path / "rows.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.csv").write_text("".join(lines[:3] + lines[4:]))                  # the third row was not written yet
+    assert main(cgan) == 0 and evaluated[4:] == [(10, "strict-cpu", "ipc-10")]
+    assert main(cgan) == 0 and len(evaluated) == 5 and "has the rows of this command already" in capsys.readouterr().out
+
+
+def test_other_sets_are_not_asked_for_several_ipc(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dm", "--ipcs", "1", "10"])
+    with pytest.raises(SystemExit):
+        main(dm)
+    assert "unrecognized arguments: --ipcs" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["cgan", "--out", str(tmp_path), "--ipcs", "0"])
+    assert main(cgan) == 1 and "--ipcs must be at least 1" in capsys.readouterr().err

@@ -101,7 +101,11 @@ def main(method: Method) -> int:
                         help="networks to evaluate with, for example resnet18:16 (default: the one that distils)")
     parser.add_argument("--results", help="CSV file that gets the evaluations' rows, once for the same command")
     settings = parser.add_argument_group("settings of the preset that can be changed")
-    for field in dataclasses.fields(next(iter(method.PRESETS.values()))):
+    known = dataclasses.fields(next(iter(method.PRESETS.values())))
+    if any(field.name == "gan_width" for field in known):        # a generator makes as many images as are asked for
+        parser.add_argument("--ipcs", metavar="N", type=int, nargs="+", help="evaluate the generator at each of these images per class "
+                            "(default: the preset's ipc)")
+    for field in known:
         kind = parse_bool if isinstance(field.default, bool) else type(field.default)
         settings.add_argument(f"--{field.name.replace('_', '-')}", dest=f"set_{field.name}", metavar="VALUE", type=kind)
     arguments = parser.parse_args()
@@ -111,19 +115,24 @@ def main(method: Method) -> int:
 
 
 def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: dict[str, Any], command: str) -> None:
-    from ddlib import evaluate, runs, train
+    from ddlib import distilled, evaluate, runs, train
 
     started = time.monotonic()
     train.keep_freed_memory()
     config = dataclasses.replace(preset(method, arguments.preset), **changes)
     out = arguments.out or runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}")
-    networks = [parse_network(text) for text in arguments.networks] or [(config.network, config.width)]
-    wanted = [evaluate.with_options(name, network=network, width=width) for name in arguments.evaluate for network, width in networks]
-    if any(protocol.lr == "alpha" for protocol in wanted) and not hasattr(config, "alpha"):
+    usual = (getattr(config, "network", "convnet3"), getattr(config, "width", None))
+    networks = [parse_network(text) for text in arguments.networks] or [usual]
+    ipcs = getattr(arguments, "ipcs", None) or [None]            # None: what the set holds
+    if any(ipc is not None and ipc < 1 for ipc in ipcs):
+        raise ValueError(f"--ipcs must be at least 1, got {ipcs}")
+    wanted = [(evaluate.with_options(name, network=network, width=width), ipc)
+              for ipc in ipcs for name in arguments.evaluate for network, width in networks]
+    if any(protocol.lr == "alpha" for protocol, _ in wanted) and not hasattr(config, "alpha"):
         raise ValueError(f"{method.NAME} learns no step size, which this protocol trains with: evaluate with strict or strict-cpu")
     rows = [row for row in evaluate.read_rows(arguments.results) if row["command"] == command] if arguments.results else []
-    done = {(row["protocol"], row["eval_arch"], row["variant"]) for row in rows}
-    missing = [protocol for protocol in wanted if (protocol.name, protocol.network, protocol.narrow) not in done]
+    done = {(row["protocol"], row["eval_arch"], row["variant"], ipc) for row in rows for ipc in (row["ipc"], "None")}
+    missing = [(protocol, ipc) for protocol, ipc in wanted if (protocol.name, protocol.network, protocol.narrow, str(ipc)) not in done]
     if wanted and not missing:
         print(f"{arguments.results} has the rows of this command already")
         return
@@ -134,10 +143,12 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
               f"the same command goes on from here ({result.folder})")
         return
     print(f"finished {result.steps} steps in {result.minutes:.1f} minutes: {result.folder / 'distilled.safetensors'}")
-    for protocol in missing:
+    for protocol, ipc in missing:
         left = arguments.minutes - (time.monotonic() - started) / 60
+        syn = result.syn.at(ipc) if isinstance(result.syn, distilled.GeneratorSet) and ipc else result.syn
+        kept = result.folder / f"ipc-{ipc}" if ipc else result.folder
         try:
-            evaluation = evaluate.evaluate(result.syn, real, protocol, seed=config.seed, folder=result.folder, minutes=left)
+            evaluation = evaluate.evaluate(syn, real, protocol, seed=config.seed, folder=kept, minutes=left)
         except TimeoutError as error:
             print(f"stopped: {error}; the same command goes on from here")
             return
