@@ -214,8 +214,8 @@ CPU = CGANConfig(dataset="fashion_mini", gan_width=24, batch_size=32, steps=300,
 PRESETS = {
     "tiny": CGANConfig(dataset="toy", gan_width=8, batch_size=16, steps=6, lr=2e-4),
     "cpu": CPU,
-    "cpu-full": replace(CPU, dataset="fashion_mnist", gan_width=32, batch_size=64, steps=8000, average=0.999),
-    "cpu-full-mnist": replace(CPU, dataset="mnist", gan_width=32, batch_size=64, steps=8000, average=0.999),
+    "cpu-full": replace(CPU, dataset="fashion_mnist", gan_width=32, batch_size=64, steps=5000, average=0.999),
+    "cpu-full-mnist": replace(CPU, dataset="mnist", gan_width=32, batch_size=64, steps=5000, average=0.999),
     "gpu": CGANConfig(steps=10_530, precision="auto"),           # 30 epochs
 }
 PRESETS |= {name.replace("_", "-"): CGANConfig(dataset=name, steps=steps) for name, steps in PUBLISHED.items()}
