@@ -245,13 +245,13 @@ def test_digits_are_not_mirrored(toy):
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.NAME)
 def test_a_run_that_was_stopped_ends_with_the_same_bits(toy, tmp_path, method):
     """Also where another network is drawn in between."""
-    config = replace(TINIEST[method.NAME], steps=3, gan_average=0.5)
+    config = replace(TINIEST[method.NAME], steps=4, gan_average=0.5)
     method.prepare(toy, config)
     whole = runs.run(method, config, tmp_path / "whole", real=toy)
-    for _ in range(3):
+    for _ in range(4):
         result = runs.run(method, config, tmp_path / "parts", real=toy, minutes=1e-9)
     assert result.finished and same(result.syn.state_dict(), whole.syn.state_dict())
-    assert result.metrics() == whole.metrics() and result.metrics()["step"] == [1, 2, 3]
+    assert result.metrics() == whole.metrics() and result.metrics()["step"] == [1, 2, 3, 4]
     assert result.syn.meta["method"] == method.NAME and result.syn.meta["config"]["pool"] == config.pool
     protocol = evaluate.with_options("strict-cpu", width=4, repeats=1, steps=2)
     row = evaluate.evaluate(result.syn, toy, protocol, quiet=True).row(method=method.NAME)
