@@ -240,6 +240,28 @@ def test_the_generator_is_asked_for_real_labels_and_the_discriminator_for_random
     assert counts.sum() == 320 and counts.min() > 50
 
 
+def test_a_step_of_the_game_is_one_of_adam_down_the_two_losses(toy):
+    """The generator first, on the batch's labels; then the discriminator, on images of the new generator."""
+    game, noise, twin = cgan.Game(toy, TINY), rng(), rng()
+    images, labels = next(cgan.real_batches(toy, 16, 0))
+    generator, discriminator = copy.deepcopy(game.generator), copy.deepcopy(game.discriminator)
+    adams = [torch.optim.Adam(net.parameters(), lr=TINY.lr, betas=(0.0, 0.9)) for net in (generator, discriminator)]
+    gan.generator_loss(discriminator, generator(gan.condition(labels, 4, 100, twin)), labels, "wasserstein")["total"].backward()
+    adams[0].step()
+    adams[1].zero_grad()
+    others = torch.randint(4, (16,), generator=twin)
+    fake = generator(gan.condition(others, 4, 100, twin)).detach()
+    u = torch.rand(16, 1, 1, 1, generator=twin)
+    gan.discriminator_loss(discriminator, cgan.to_gan(images), labels, fake, others, "wasserstein", u, 10.0)["total"].backward()
+    adams[1].step()
+    game.play(1, images, labels, noise)
+    assert_close(weights(game.generator), weights(generator))
+    assert_close(weights(game.discriminator), weights(discriminator))
+    game = cgan.Game(toy, dataclasses.replace(TINY, penalty=0.0))                       # the weight of the penalty is the config's
+    game.play(1, images, labels, rng())
+    assert not torch.allclose(weights(game.discriminator), weights(discriminator))
+
+
 def test_the_discriminator_sees_real_images_in_the_gans_range(toy, monkeypatch):
     seen = []
     loss = gan.discriminator_loss
@@ -280,7 +302,13 @@ def test_the_same_seed_gives_the_same_generator_and_another_seed_another(toy):
         *_, step = cgan.distill(toy, dataclasses.replace(TINY, steps=3, seed=seed))
         return weights(step.syn.net)
 
-    assert torch.equal(last(0), last(0)) and not torch.equal(last(0), last(1))
+    first = last(0)
+    torch.rand(1)                                                                       # what others draw makes no difference
+    state = torch.get_rng_state()
+    assert torch.equal(first, last(0)) and not torch.equal(first, last(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    starts = [weights(cgan.Game(toy, dataclasses.replace(TINY, seed=seed)).generator) for seed in (0, 1)]
+    assert not torch.equal(*starts)
 
 
 def test_a_game_goes_on_from_its_checkpoint(toy, tmp_path):

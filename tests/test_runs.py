@@ -124,13 +124,16 @@ def test_the_last_state_is_left_where_it_is_asked_for(toy, tmp_path):
         runs.read_checkpoint(tmp_path / "plain")
 
 
+def killed(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_finished_run_has_its_last_state_wherever_it_was_killed(toy, tmp_path, monkeypatch):
     """The set is written last, so a folder that has it has the state."""
     runs.run(dm, TINY, tmp_path / "whole", real=toy, keep_checkpoint=True)
     runs.run(dm, TINY, tmp_path / "cut", real=toy, minutes=1e-9, keep_checkpoint=True)
     with monkeypatch.context() as patch:
-        patch.setattr(distilled.PixelSet, "save", lambda *_: os.kill)
-        patch.setattr(runs.distilled, "load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(distilled.PixelSet, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             runs.run(dm, TINY, tmp_path / "cut", real=toy, keep_checkpoint=True)
     assert not (tmp_path / "cut/distilled.safetensors").exists() and (tmp_path / "cut/final.safetensors").exists()
