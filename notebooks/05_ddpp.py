@@ -20,7 +20,7 @@ import io
 import math
 import re
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from IPython.display import display
@@ -50,7 +50,7 @@ recipe = evaluate.with_options(protocol, network=config.network, width=config.wi
 name = f"{preset}-ipc{config.ipc}-{config.sign_rule}-{config.epsilon:g}-{config.steps}-{seed}"
 folder = runs.Path(out) if out else runs.folder("05_ddpp", name)
 real = runs.load_data(config).to(runs.pick_device())
-config
+papers.Table(("setting", "value"), tuple((name, str(value)) for name, value in asdict(config).items()), caption=f"preset {preset}")
 
 # %% [markdown]
 # ## The equation
@@ -160,7 +160,7 @@ for rule in ("signed", "absolute"):
 try:
     ddpp.loss_terms(student, target, start, replace(config, epsilon=1.0))
 except methods.Diverged:
-    print("epsilon = 1: stopped, because less than min_kept, a share of the parameters, is left")
+    print("epsilon = 1: stopped, less than the share min_kept of the parameters is left")
 
 # %% [markdown]
 # Which parameters are these? By kind: how many are pruned at $\epsilon=0.1$ (signed), and what part of MTT's whole numerator and
@@ -443,7 +443,7 @@ def a_few_updates(images, count=40):
 try:
     a_few_updates(data.load("covid_cxr"))
 except FileNotFoundError:
-    print("The chest X-rays are not on this machine (see ddlib.data for the folder they go to), so only the clothes are distilled.")
+    print("The chest X-rays are not on this machine: only the clothes are distilled.")
 clothes = data.load("fashion_mini")
 enlarged = [(split.images[split.labels < 4][:400].repeat_interleave(4, 2).repeat_interleave(4, 3), split.labels[split.labels < 4][:400])
             for split in (clothes.train, clothes.test)]
@@ -575,10 +575,10 @@ for who, syn, rate in (("photographs", None, config.alpha), ("distilled images",
             begin, end, goal = follow(first, num_steps, syn, rate)
             lost, without = ~ddpp.keep_mask(end, goal, 0.1), ~ddpp.keep_mask(begin, goal, 0.1)
             loss, common = mtt.matching_loss(end, goal, begin), (lost & without).sum() / lost.sum()
-            print(f"  from epoch {first}, {num_steps:2d} steps: loss {loss:.2f}, pruned {lost.float().mean():.1%}, "
+            print(f"  epoch {first}, {num_steps:2d} steps: loss {loss:.2f}, pruned {lost.float().mean():.1%}, "
                   f"of these {common:.0%} without a step")
-print("Distilled images bring the student much closer, and less is pruned. But most of what still\nis would be pruned without a step: the "
-      "expert changed these signs, and even this\nstudent does not follow.")
+print("Distilled images bring the student much closer, and less is pruned. But most\nof what still is would be pruned without a step: "
+      "the expert changed these signs,\nand even this student does not follow.")
 
 # %% [markdown]
 # **2. Change an equation.** Prune where $|s_p-t_p|>\kappa\max(|s_p|,|t_p|)$ instead. Show that $\kappa=1-\epsilon$ is the signed
@@ -596,9 +596,9 @@ farthest = torch.ones_like(keep)
 farthest[distance.topk(int(gone.sum())).indices] = False
 for title, mask in (("all", torch.ones_like(keep)), ("ratio", keep), ("plain difference", farthest)):
     above, below = (float(part[~mask].sum() / part.sum()) for part in (numerator, denominator))
-    print(f"{title:>16}: loss {loss_on(mask):.3f}, removed {above:.0%} of the numerator, {below:.0%} of the denominator")
+    print(f"{title:>16}: loss {loss_on(mask):.3f}, removed {above:.0%} of numerator, {below:.0%} of denominator")
 print("What is farthest from the target is what the expert moved most: the plain\ndifference throws nearly half of the signal away, from "
-      "numerator and denominator\nalike, because the student is still near its start.")
+      "numerator and\ndenominator alike, because the student is still near its start.")
 
 # %% [markdown]
 # **3. Bring your data.** Is it the sign that decides on your data too? Find the share of the pruned parameters that the absolute reading
@@ -629,4 +629,4 @@ def first_pruned(rule, e):
 for e in (0.01, 0.1, 0.5, 0.9):
     signed, absolute = first_pruned("signed", e), first_pruned("absolute", e)
     print(f"epsilon {e:<4g}: pruned {signed:.1%}, absolute {absolute:.1%}: for the sign alone {1 - absolute / signed:.0%}")
-print("Up to 0.1 the sign decides about most, as in this chapter. From 0.5 on it is the\nfactor, and the two readings are nearly one rule.")
+print("Up to 0.1 the sign decides about most, as in this chapter. From 0.5 on it is\nthe factor, and the two readings are nearly one rule.")
