@@ -417,7 +417,7 @@ for rate, lr in {"fixed": 0.01 if base == "alpha" else base, "learned": "alpha"}
 margin = 100 * (found["MTT", "fixed"].mean - found["Random", "fixed"].mean)           # in points
 falls = torch.tensor(metrics["match"][-25:]).mean().item()
 assert (margin > 10 and falls < 0.5) or (preset, ipc) != ("cpu", 0)
-print(f"MTT above Random: {margin:.0f} points (claim: > 10)")
+print(f"MTT - Random: {margin:.0f} points (claim: > 10)")
 print(f"loss, last 25 steps: {falls:.2f} (claim: < 0.5)")
 lines = [(method, *(f"{100 * found[method, rate].mean:.1f}±{100 * found[method, rate].std:.1f}" for rate in ("fixed", "learned")))
          for method in ("Random", "MTT")]
@@ -430,10 +430,10 @@ papers.Table(("method", "fixed rate", f"learned, {learned:.3f}"), tuple(lines),
 # more steps. It is a sensible scale, not an optimum of the evaluation.
 #
 # ## The paper and us
-# First the numbers that papers print for Fashion-MNIST beside ours for all of it and for `fashion_mini`, a tenth of it. MTT itself has no
-# Fashion-MNIST; its numbers there come from the tables of later papers. Settings, device, minutes and command of each of our rows
-# stand in `book/results/measured.csv`; all are of the protocol `strict-cpu`, a ConvNet-3 of width 32 and five networks. A set holds
-# 7,840 numbers at IPC 1 and 78,400 at IPC 10. Then the run of this notebook; in brackets the number of networks.
+# First the numbers that papers print for Fashion-MNIST beside ours for all of it and (*mini*) for `fashion_mini`, a tenth of it. MTT
+# itself has no Fashion-MNIST; its numbers there come from the tables of later papers. Settings, device, minutes and command of each of
+# our rows stand in `book/results/measured.csv`; all are of the protocol `strict-cpu`, a ConvNet-3 of width 32 and five networks. A set
+# holds 7,840 numbers at IPC 1 and 78,400 at IPC 10. Then the run of this notebook; in brackets the number of networks.
 
 # %%
 measured = evaluate.read_rows()
@@ -441,7 +441,7 @@ for each in (1, 10):
     full, mini = (papers.beside(measured, dataset=name, ipcs=each, methods=["Random", "DM", "MTT"], protocol="strict-cpu", width=32).rows
                   for name in ("fashion_mnist", "fashion_mini"))
     lines = [(a[0], a[2], a[3].removesuffix(" (5)"), b[3].removesuffix(" (5)")) for a, b in zip(full, mini)]
-    display(papers.Table(("method", "papers", "ours", "ours, mini"), tuple(lines), caption=f"Test accuracy in %, IPC {each}"))
+    display(papers.Table(("method", "papers", "ours", "mini"), tuple(lines), caption=f"Test accuracy in %, IPC {each}"))
 command = f"make run CHAPTER=04 ARGS='-p preset {preset} -p ipc {config.ipc} -p protocol {protocol} -p repeats {repeats} -p seed {seed}'"
 rows = [found["Random", "fixed"].row(method="Random", preset=preset, command=command),
         found["MTT", "fixed"].row(method="MTT", preset=preset, command=command, distilling=result.minutes),
@@ -458,7 +458,7 @@ papers.Table(("method", "papers", "this run"), tuple((row[0], *row[2:4]) for row
 #    run has four experts of eight epochs, width 16 and 150 steps. It sees four ways of training, and only their first
 #    epochs; expect several points less, and the more so with more images per class.
 # 2. *Rates and $J$.* MTT tunes them for every dataset and IPC and states none for Fashion-MNIST. Those of the CPU preset were chosen on
-#    validation images: with seeds 0 and 1 they gave 71.7 and 71.9 %, against 68.6 and 67.7 % for $J=10$, 300 updates and
+#    validation images at width 16: with seeds 0 and 1 they gave 71.7 and 71.9 %, against 68.6 and 67.7 % for $J=10$, 300 updates and
 #    $\eta_x=1000$. Before the last of these choices, test accuracies of the earlier rates had been seen. The presets named after
 #    CIFAR-10, CIFAR-100 and Tiny ImageNet hold the authors' settings, as far as their repository states them.
 # 3. *All of Fashion-MNIST* needs $J=20$ and students that start at epochs 0 and 1 only: 72.8 % on validation images, against 63.6 % for
