@@ -18,7 +18,7 @@ from torch import Tensor
 from ddlib import data, models, train
 from ddlib.data import ImageSet, check_ipc
 from ddlib.distilled import PixelSet
-from ddlib.methods import answered
+from ddlib.methods import answered, parse_network
 from ddlib.runs import pick_device, stream
 
 
@@ -148,6 +148,9 @@ def main() -> int:
     parser.add_argument("--feature-epochs", type=int, default=5, help="training of the network that Herding and K-Center look through")
     parser.add_argument("--forgetting-epochs", type=int, default=10)
     parser.add_argument("--evaluate", default="strict-cpu", choices=sorted(evaluate.PROTOCOLS), metavar="PROTOCOL")
+    parser.add_argument("--networks", metavar="NAME[:WIDTH]", nargs="+", default=[],
+                        help="networks to evaluate with, for example resnet18:16 (default: ConvNet-3 of --width)")
+    parser.add_argument("--preprocess", choices=data.KINDS, help="how pixels are normalised (default: as usual for the dataset)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
     parser.add_argument("--results", help="CSV file that the rows are appended to; rows already there are not made again")
@@ -158,35 +161,43 @@ def main() -> int:
 def select_and_evaluate(arguments: argparse.Namespace) -> None:
     from ddlib import evaluate
 
-    real = data.load(arguments.dataset, arguments.data).to(pick_device())
-    protocol = evaluate.with_options(arguments.evaluate, width=arguments.width)
+    real = data.load(arguments.dataset, arguments.data, preprocess=arguments.preprocess).to(pick_device())
+    protocols = [evaluate.with_options(arguments.evaluate, network=network, width=width)
+                 for network, width in [parse_network(text) for text in arguments.networks] or [("convnet3", arguments.width)]]
+    options = "".join(f" --{name} {value}" for name, value in (("networks", " ".join(arguments.networks)),
+                                                               ("preprocess", arguments.preprocess)) if value)
     net, counts, training = None, None, {"Random": 0.0}    # minutes of training before anything can be chosen
     for method in arguments.methods:
         for ipc in arguments.ipcs:
             command = (f"python -m ddlib.select --dataset {real.name} --methods {method} --ipcs {ipc} --width {arguments.width} "
                        f"--feature-epochs {arguments.feature_epochs} --forgetting-epochs {arguments.forgetting_epochs} "
-                       f"--evaluate {protocol.name} --seed {arguments.seed}")
-            if arguments.results and any(row["command"] == command for row in evaluate.read_rows(Path(arguments.results))):
+                       f"--evaluate {arguments.evaluate} --seed {arguments.seed}{options}")
+            rows = evaluate.read_rows(Path(arguments.results)) if arguments.results else []
+            done = {row["eval_arch"] for row in rows if row["command"] == command}
+            missing = [protocol for protocol in protocols if protocol.network not in done]
+            if not missing:
                 print(f"{method} at ipc {ipc} is there already")
                 continue
-            rng, started = stream(arguments.seed, method, ipc), time.monotonic()
+            rng, started, num = stream(arguments.seed, method, ipc), time.monotonic(), missing[0].repeats
             if method == "Random":                                                      # a new draw for every network
-                syn = [random(real, ipc, rng) for _ in range(protocol.repeats)]
+                syn = [random(real, ipc, rng) for _ in range(num)]
             elif method == "Forgetting":
                 if counts is None:
                     counts = forgetting_counts(real, arguments.forgetting_epochs, width=arguments.width, seed=arguments.seed)
                     training[method] = (time.monotonic() - started) / 60
-                syn = [forgetting(real, ipc, counts, rng)] * protocol.repeats
+                syn = [forgetting(real, ipc, counts, rng)] * num
             else:
                 if net is None:
                     net = feature_net(real, arguments.feature_epochs, width=arguments.width, seed=arguments.seed)
                     training["Herding"] = training["K-Center"] = (time.monotonic() - started) / 60
-                syn = [(herding if method == "Herding" else k_center)(real, ipc, net)] * protocol.repeats
-            row = evaluate.evaluate(syn, real, protocol, seed=arguments.seed, quiet=True).row(
-                method=method, command=command, distilling=training[method])
-            print(f"{method} at ipc {ipc}: {row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})", flush=True)
-            if arguments.results:
-                evaluate.append_row(arguments.results, row)
+                syn = [(herding if method == "Herding" else k_center)(real, ipc, net)] * num
+            for protocol in missing:
+                row = evaluate.evaluate(syn, real, protocol, seed=arguments.seed, quiet=True).row(
+                    method=method, command=command, distilling=training[method])
+                print(f"{method} at ipc {ipc}, {protocol.network}: {row['accuracy_mean']} +- {row['accuracy_std']} % "
+                      f"(n = {row['n']})", flush=True)
+                if arguments.results:
+                    evaluate.append_row(arguments.results, row)
 
 
 if __name__ == "__main__":

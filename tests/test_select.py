@@ -1,11 +1,12 @@
 """Selections are subsets, balanced and without repeats; each follows its own rule (T-SEL)."""
 
 import itertools
+import sys
 
 import pytest
 import torch
 
-from ddlib import data, models, select
+from ddlib import data, evaluate, models, select
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,19 @@ def test_embeddings_do_not_change_the_network(toy, net):
 def test_a_senseless_ipc_is_refused(toy, net, ipc):
     with pytest.raises(ValueError, match="ipc|images"):
         select.herding(toy, ipc, net)
+
+
+def test_the_command_evaluates_with_every_network_once_and_keeps_the_rows(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "rows.csv"
+    monkeypatch.setattr(sys, "argv", ["select", "--dataset", "toy", "--methods", "Random", "--ipcs", "1", "--networks", "convnet3:2",
+                                      "convnet4:2", "--results", str(results)])
+    assert select.main() == 0
+    rows = evaluate.read_rows(results)
+    assert [(row["eval_arch"], row["variant"], row["n"]) for row in rows] == [("convnet3", "width 2", "5"), ("convnet4", "width 2", "5")]
+    assert all(row["command"].endswith("--networks convnet3:2 convnet4:2") for row in rows)
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:2]))              # as if it had been killed between the two
+    assert select.main() == 0
+    again = evaluate.read_rows(results)
+    assert [row["accuracy_mean"] for row in again] == [row["accuracy_mean"] for row in rows]
+    assert select.main() == 0 and len(evaluate.read_rows(results)) == 2
+    assert "is there already" in capsys.readouterr().out
