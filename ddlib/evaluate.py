@@ -177,13 +177,19 @@ class Evaluation:
         config = self.syn.meta.get("config", {})                   # a complete method, as the papers print it, has no variant
         return {
             "dataset": self.real_name, "method": method, "ipc": f"{self.syn.ipc:g}",
-            "train_arch": train_arch or config.get("network", config.get("pool", "")), "eval_arch": self.protocol.network,
-            "variant": ", ".join(filter(None, [variant, self.protocol.narrow])),
+            "train_arch": train_arch or config.get("network") or config.get("pool", "").replace("_dim", "").replace(",", "+"),
+            "eval_arch": self.protocol.network,
+            "variant": labelled(variant, self.protocol),
             "accuracy_mean": f"{100 * self.mean:.2f}", "accuracy_std": f"{100 * self.std:.2f}", "n": len(self.accuracies),
             "protocol": self.protocol.name, "preset": preset, "budget_scalars": self.syn.budget, "seed": self.seed,
             "commit": provenance()["commit"], "device": self.device, "minutes": f"{distilling + self.minutes:.2f}",
             "peak_mb": self.peak_mb, "command": command,
         }
+
+
+def labelled(variant: str, protocol: Protocol) -> str:
+    """The column "variant" of a row: the version of the method, and the width of an unusually wide or narrow network."""
+    return ", ".join(filter(None, [variant, protocol.narrow]))
 
 
 def evaluate(syn: DistilledSet | Sequence[DistilledSet], real: ImageSet, protocol: Protocol | str, *, seed: int = 0,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddlib import data, distilled, experts, models, papers, runs, unroll
-from ddlib.methods import Diverged, ddpp, mtt
+from ddlib.methods import Diverged, ddpp, esp, mtt, skd
 
 REAL = data.load("toy")
 
@@ -350,3 +350,15 @@ def test_experts_of_another_config_are_not_taken(tmp_path, monkeypatch):
     first = experts.train(REAL, mtt.TINY.experts())
     second = experts.train(REAL, replace(mtt.TINY, buffer_lr=0.01).experts())
     assert first.folder != second.folder
+
+
+def test_a_version_of_the_method_says_so_in_its_rows():
+    tiny = ddpp.PRESETS["tiny"]
+    assert [replace(tiny, **changes).variant for changes in ({}, {"sign_rule": "off"}, {"epsilon": 0.5}, {"sign_rule": "absolute"})] == [
+        "", "off", "signed, epsilon 0.5", "absolute, epsilon 0.1"]
+    versions = ["", "-proj-only", "-dm-only"]
+    assert [esp.PRESETS[f"cifar10-ipc10{version}"].variant for version in versions] == ["", "L_Proj only", "L_DM only"]
+    assert replace(esp.PRESETS["tiny"], artifact="pixels").variant == "pixels"
+    assert [skd.PRESETS[f"tiny{version}"].variant for version in ("", "-no-standardization")] == ["", "no standardization"]
+    printed = {cell.variant for cell in papers.cells()}
+    assert {"L_Proj only", "L_DM only", "no standardization"} <= printed             # so that rows stand beside the papers' own

@@ -132,7 +132,9 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
         raise ValueError(f"{method.NAME} learns no step size, which this protocol trains with: evaluate with strict or strict-cpu")
     rows = [row for row in evaluate.read_rows(arguments.results) if row["command"] == command] if arguments.results else []
     done = {(row["protocol"], row["eval_arch"], row["variant"], ipc) for row in rows for ipc in (row["ipc"], "None")}
-    missing = [(protocol, ipc) for protocol, ipc in wanted if (protocol.name, protocol.network, protocol.narrow, str(ipc)) not in done]
+    variant = getattr(config, "variant", "")                     # which version of the method, for those that have several
+    missing = [(protocol, ipc) for protocol, ipc in wanted
+               if (protocol.name, protocol.network, evaluate.labelled(variant, protocol), str(ipc)) not in done]
     if wanted and not missing:
         print(f"{arguments.results} has the rows of this command already")
         return
@@ -152,7 +154,7 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
         except TimeoutError as error:
             print(f"stopped: {error}; the same command goes on from here")
             return
-        row = evaluation.row(method=method.NAME, preset=arguments.preset, distilling=result.minutes, command=command)
+        row = evaluation.row(method=method.NAME, variant=variant, preset=arguments.preset, distilling=result.minutes, command=command)
         print(f"{method.NAME} at ipc {row['ipc']}, {protocol.name}, {protocol.network}: "
               f"{row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})")
         if arguments.results:

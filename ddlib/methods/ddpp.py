@@ -43,6 +43,13 @@ class DDPPConfig(mtt.MTTConfig):
         if not 0 <= self.min_kept <= 1:
             raise ValueError(f"min_kept is a share between 0 and 1, got {self.min_kept}")
 
+    @property
+    def variant(self) -> str:
+        """What its rows say; nothing for the paper's threshold in the reading as printed."""
+        if self.sign_rule == "off":
+            return "off"
+        return "" if (self.sign_rule, self.epsilon) == ("signed", 0.1) else f"{self.sign_rule}, epsilon {self.epsilon:g}"
+
 
 def keep_mask(student: Tensor, target: Tensor, epsilon: float, sign_rule: SignRule = "signed") -> Tensor:
     """Which coordinates stay (P,): those where neither student/target nor target/student is below epsilon (section II.B).

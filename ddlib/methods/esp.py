@@ -95,6 +95,12 @@ class ESPConfig(experts.Buffered):
     def experts(self) -> experts.ExpertConfig:
         return dataclasses.replace(super().experts(), loss=self.loss)
 
+    @property
+    def variant(self) -> str:
+        """What its rows say; nothing for codes trained with both losses. The losses are called as in Table 4."""
+        losses = "L_Proj only" if not self.dm_weight else "L_DM only" if not self.proj_weight else ""
+        return ", ".join(filter(None, ["pixels" if self.artifact == "pixels" else "", losses]))
+
 
 def beta(num_params: int, at_width_128: float = 1e-5, norm: Norm = "l1") -> float:
     """A proj_weight for P parameters that acts like `at_width_128` does for 320,010: times (320010 / P)^(1/4), 2.6 at width 16.

@@ -39,6 +39,11 @@ class SKDConfig(dim.MatchConfig):
         if not self.tau > 0:
             raise ValueError(f"tau must be above 0, got {self.tau}")
 
+    @property
+    def variant(self) -> str:
+        """What its rows say, as in the paper's tables; another tau has the preset's name or the command to tell it."""
+        return "" if self.standardize else "no standardization"
+
 
 def standardize_logits(logits: Tensor, tau: float) -> Tensor:
     """Z-score each row over the classes, then divide by tau (SKD, eq. 3): Z = (l - mean l) / (tau std l).
