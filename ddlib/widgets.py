@@ -1,10 +1,10 @@
 """Knobs in two forms: in the published page (plain HTML, no kernel, no network) and live in a notebook (ipywidgets).
 
 `knob()` has one drawing function and gives both: `.page()` computes every picture ahead and lets an HTML slider choose,
-`.live()` calls the function. `page()` is for what the browser can compute itself from data, and `ipc_explorer()` and
-`epsilon_explorer()` are built on it. Every page widget is `<div class="ddlib-widget" id=UID>` with a labelled range input
-and an output; ids are given or derived from the content, so an unchanged notebook stays byte-identical. Needs matplotlib
-or ipywidgets only where a function uses them.
+`.live()` calls the function. `page()` is for what the browser can compute itself from data, and `ipc_explorer()`,
+`epsilon_explorer()` and `tau_explorer()` are built on it. Every page widget is `<div class="ddlib-widget" id=UID>` with a
+labelled range input and an output; ids are given or derived from the content, so an unchanged notebook stays byte-identical.
+Needs matplotlib or ipywidgets only where a function uses them.
 """
 
 from __future__ import annotations
@@ -370,6 +370,7 @@ _IPC_SCRIPT = r"""
     }
 
     function budget() {
+      if (data.notes) { body.querySelector(".budget").textContent = data.notes[ipc]; return; }
       const images = ipc * data.num_classes, share = data.full_size ? 100 * images / data.full_size : null;
       body.querySelector(".budget").textContent = ipc + " × " + data.num_classes + " classes × " + data.shape.join("×")
         + " = " + count(images * data.shape[0] * data.shape[1] * data.shape[2]) + " stored scalars"
@@ -439,6 +440,7 @@ def ipc_explorer(
     num_classes: int | None = None,
     shape: tuple[int, int, int] | None = None,
     caption: str = "",
+    notes: Mapping[int, str] | None = None,
     uid: str | None = None,
     label: str = "images per class",
 ) -> Widget:
@@ -448,8 +450,11 @@ def ipc_explorer(
     it must be). curves, published: method to [(ipc, mean, std or None), ...] in percent; between measured points the
     page says "not measured" and the line only guides the eye. full_size: number of training images, for the fraction.
     num_classes, shape: of the dataset, where only some classes or smaller pictures are shown. caption: what the
-    pictures are.
+    pictures are. notes: ipc to what is said of it, for sets whose budget is not their images (generators); the slider
+    then stops at these ipc only, and `max_ipc` is the largest of them.
     """
+    stops = sorted(notes) if notes else range(1, max_ipc + 1)
+    max_ipc = max(stops, default=max_ipc)
     from ddlib.plots import color
 
     pixels = images_by_class.cpu().numpy() if isinstance(images_by_class, Tensor) else np.asarray(images_by_class)
@@ -479,11 +484,11 @@ def ipc_explorer(
     data = {
         "sprite": sprite, "width": width, "height": height, "classes": list(map(str, classes)), "curves": ours,
         "published": theirs, "max": max_ipc, "full_size": full_size, "num_classes": num_classes or len(classes),
-        "shape": list(shape or pixels.shape[2:]),
+        "shape": list(shape or pixels.shape[2:]), **({"notes": {str(ipc): text for ipc, text in notes.items()}} if notes else {}),
         "methods": [{"name": name, "color": color(name, index)} for index, name in enumerate(names)],
     }
     return page(
-        uid, label=label, values=range(1, max_ipc + 1), start=min(start, max_ipc), script=_IPC_SCRIPT, data=data,
+        uid, label=label, values=stops, start=min(start, max_ipc), script=_IPC_SCRIPT, data=data,
         body=body, css=_IPC_CSS,
     )
 
@@ -723,6 +728,218 @@ def epsilon_explorer(
     return page(
         uid, label=label, values=epsilons, texts=[f"{value:.2f}" for value in epsilons], start=at, script=_EPSILON_SCRIPT,
         data={**stored, "unit": unit, "layers": list(layers.items())}, body=body, css=_EPSILON_CSS,
+    )
+
+
+_TAU_CSS = """
+.ddlib-widget .tau .choose{display:flex;flex-wrap:wrap;gap:.3em 1.2em;margin:.1em 0 .6em}
+.ddlib-widget .tau select{font:inherit;color:inherit;background:#fff;border:1px solid #8c959f;border-radius:4px;
+padding:.15em .3em;max-width:100%}
+.ddlib-widget .tau select:focus-visible,.ddlib-widget .tau summary:focus-visible{outline:2px solid #0969da;outline-offset:2px}
+.ddlib-widget .tau .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9em,1fr));gap:.4em .8em;margin-bottom:.5em}
+.ddlib-widget .tau .tiles div{font-variant-numeric:tabular-nums;line-height:1.25;color:#57606a;font-size:.9em}
+.ddlib-widget .tau .tiles b{display:block;color:#1f2328;font-size:1.35rem;font-weight:600}
+.ddlib-widget .tau .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(19em,100%),1fr));gap:.6em 1.2em}
+.ddlib-widget .tau .panels>div{min-width:0}
+.ddlib-widget .tau strong{font-weight:600;font-size:.9em}
+.ddlib-widget .tau .logits{display:grid;grid-template-columns:fit-content(6em) minmax(0,1fr) 2.7em minmax(0,1fr) 2.7em;
+gap:0 .35em;align-items:center;font-size:.85em;font-variant-numeric:tabular-nums;line-height:1.2}
+.ddlib-widget .tau .logits input{width:100%;min-width:0;height:24px;margin:0}
+.ddlib-widget .tau .logits b{font-weight:600;grid-column:span 2}
+.ddlib-widget .tau .logits span.number{text-align:right}
+.ddlib-widget .tau .said{color:#57606a;margin:.2em 0 .6em;font-size:.92em}
+.ddlib-widget .tau .key{display:inline-block;width:.8em;height:.8em;margin:0 .25em 0 .1em;vertical-align:-.05em}
+.ddlib-widget .tau .values{overflow-x:auto}
+.ddlib-widget .tau .values table{display:table;border-collapse:collapse;margin:0;width:auto;font-size:.85em}
+.ddlib-widget .tau th,.ddlib-widget .tau td{padding:.1em .5em .1em 0;border:0;background:#fff;color:#1f2328;text-align:right;
+font-variant-numeric:tabular-nums;white-space:nowrap;line-height:1.25}
+.ddlib-widget .tau th:first-child{text-align:left;font-weight:400}
+.ddlib-widget .tau thead th{font-weight:600;border-bottom:1px solid #d0d7de;white-space:normal;vertical-align:bottom}
+"""
+
+_TAU_SCRIPT = r"""
+    const ns = "http://www.w3.org/2000/svg", classes = data.classes, size = classes.length, colors = ["#1b4f72", "#aa4499"];
+    const sum = list => list.reduce((total, value) => total + value, 0);
+    const fixed = (value, digits) => (Math.abs(value) < 0.5 * 10 ** -digits ? 0 : value).toFixed(digits).replace("-", "−");
+    const [choice, reading] = body.querySelectorAll("select"), tiles = Array.from(body.querySelectorAll(".tiles div"));
+    const grid = body.querySelector(".logits"), charts = Array.from(body.querySelectorAll(".chart"));
+    const rows = body.querySelector("tbody"), capped = body.querySelector(".cap");
+    let tau = values[0], logits = [[], []];
+
+    // eq. 3, for one view: softened logits, and what its gradient needs (count is C - 1 or C, or 0 without standardization)
+    function soften(view) {
+      const count = size - {sample: 1, population: 0, none: size}[reading.value], mean = sum(view) / size;
+      if (!count) return {count, z: view.map(l => l / tau)};
+      const centred = view.map(l => l - mean), deviation = Math.sqrt(sum(centred.map(c => c * c)) / count + 1e-14);
+      return {count, centred, deviation, z: centred.map(c => c / (tau * deviation))};
+    }
+    function logSoftmax(z) {
+      const top = Math.max(...z), all = top + Math.log(sum(z.map(value => Math.exp(value - top))));
+      return z.map(value => value - all);
+    }
+    // eqs. 3 to 6 and the slope of eq. 6 in the logits of the second view
+    function compute() {
+      const soft = logits.map(soften), logs = soft.map(part => logSoftmax(part.z)), shares = logs.map(log => log.map(Math.exp));
+      const divergence = sum(shares[0].map((p, k) => p * (logs[0][k] - logs[1][k])));
+      const outer = shares[1].map((q, k) => q - shares[0][k]), {count, centred, deviation} = soft[1];
+      const along = count && sum(centred.map((c, k) => c * outer[k])) / (count * deviation ** 2);
+      const slope = outer.map((g, k) => count ? (g - centred[k] * along) / (tau * deviation) : g / tau);
+      return {z: soft.map(part => part.z), shares, divergence, slope};
+    }
+    // the largest probability, of one class above equal others: e^a / (e^a + C - 1)
+    const cap = count => 1 / (1 + (size - 1) * Math.exp(-size / Math.sqrt(size * (size - 1) / count) / tau));
+
+    const make = (tag, attributes, text) => {
+      const element = document.createElementNS(ns, tag);
+      for (const name in attributes) element.setAttribute(name, attributes[name]);
+      if (text !== undefined) element.textContent = text;
+      return element;
+    };
+    const nice = value => {
+      const power = 10 ** Math.floor(Math.log10(value || 1));
+      return power * [1, 2, 5, 10].find(step => step * power >= value * 0.9999);
+    };
+    function chart(place, lists, paint, low, high, said, line) {
+      const wide = Math.max(220, Math.min(520, place.clientWidth)), row = 21, top = 2, left = 76, right = 22;
+      const tall = top + row * size + 20, x = value => left + (wide - left - right) * (value - low) / (high - low);
+      const svg = make("svg", {width: wide, height: tall, viewBox: `0 0 ${wide} ${tall}`, role: "img", "font-size": 12,
+        "aria-label": said});
+      const bottom = top + row * size, digits = Math.max(0, 1 - Math.floor(Math.log10(high)));
+      for (const tick of low < 0 ? [low, low / 2, 0, high / 2, high] : [0, 0.2, 0.4, 0.6, 0.8, 1]) {
+        svg.append(make("line", {x1: x(tick), x2: x(tick), y1: top, y2: bottom, stroke: tick ? "#e3e7eb" : "#8c959f"}));
+        svg.append(make("text", {x: x(tick), y: bottom + 15, "text-anchor": "middle", fill: "#57606a", "font-size": 11},
+          high < 0.01 && tick ? tick.toExponential(0).replace("-", "−") : tick ? fixed(tick, Math.min(digits, 3)) : "0"));
+      }
+      const thick = lists.length > 1 ? 7 : 12;
+      classes.forEach((name, k) => {
+        const short = name.length > 11 ? name.slice(0, 10) + "…" : name, middle = top + row * (k + 0.5);
+        svg.append(make("text", {x: left - 6, y: middle + 4, "text-anchor": "end", fill: "#1f2328"}, short));
+        lists.forEach((list, turn) => {
+          const ends = [x(Math.max(low, Math.min(0, list[k]))), x(Math.min(high, Math.max(0, list[k])))];
+          svg.append(make("rect", {x: ends[0], width: Math.max(ends[1] - ends[0], 0.6), height: thick, fill: paint[turn],
+            y: middle - thick * lists.length / 2 + turn * (thick + 1) - (lists.length > 1 ? 0.5 : 0)}));
+        });
+      });
+      if (line !== undefined) svg.append(make("line", {x1: x(line), x2: x(line), y1: top, y2: bottom, stroke: "#bc4c00",
+        "stroke-width": 2, "stroke-dasharray": "5 3", class: "limit"}));
+      place.replaceChildren(svg);
+    }
+    function tile(index, big, small) {
+      const strong = document.createElement("b");
+      strong.textContent = big;
+      tiles[index].replaceChildren(strong, small);
+    }
+
+    const inputs = [[], []];
+    for (const [view, name] of [[0, "real"], [1, "generated"]]) {
+      const title = document.createElement("b");
+      title.textContent = name; title.style.color = colors[view]; title.style.gridColumn = 2 + 2 * view + " / span 2";
+      grid.append(title);
+    }
+    classes.forEach((name, k) => {
+      const title = document.createElement("span");
+      title.textContent = name; grid.append(title);
+      for (const view of [0, 1]) {
+        const slider = document.createElement("input"), number = document.createElement("span");
+        Object.assign(slider, {type: "range", min: data.low, max: data.high, step: 0.1, autocomplete: "off"});
+        slider.style.accentColor = colors[view]; number.className = "number";
+        slider.setAttribute("aria-label", "logit of " + name + ", " + ["real", "generated"][view]);
+        slider.addEventListener("input", () => { logits[view][k] = +slider.value; choice.selectedIndex = -1; update(); });
+        inputs[view].push({slider, number}); grid.append(slider, number);
+      }
+    });
+
+    function update() {
+      const standard = reading.value !== "none", found = compute(), most = found.shares.map(list => Math.max(...list));
+      const limit = standard ? cap(size - (reading.value === "sample")) : 1, length = Math.hypot(...found.slope);
+      inputs.forEach((list, view) => list.forEach(({slider, number}, k) => {
+        slider.value = logits[view][k]; number.textContent = fixed(logits[view][k], 1);
+      }));
+      tile(0, fixed(found.divergence, 4), "KL, eq. 6");
+      tile(1, fixed(tau * tau * found.divergence, 3), "τ² KL, as in eq. 7 before λ");
+      tile(2, fixed(limit, 3), standard ? "largest probability that is possible" : "no cap without standardization");
+      tile(3, fixed(most[0], 3), "largest probability now, real; generated: " + fixed(most[1], 3));
+      tile(4, length < 1e-9 ? "0" : length.toPrecision(2), "length of the gradient; its sum " + fixed(sum(found.slope), 3)
+        + ", times the logits " + fixed(sum(found.slope.map((g, k) => g * logits[1][k])), 3));
+      capped.textContent = "At τ = " + tau.toFixed(1) + " and " + size + " classes the cap is " + fixed(cap(size - 1), 3)
+        + " with a deviation over C − 1 classes and " + fixed(cap(size), 3) + " with one over C.";
+      const reach = nice(Math.max(0.5, ...found.z.flat().map(Math.abs))), steep = nice(Math.max(1e-4, ...found.slope.map(Math.abs)));
+      const both = (lists, k) => lists.map(list => fixed(list[k], 3)).join(" and ");
+      const said = (what, lists) => what + ", " + classes.map((name, k) => name + ": " + both(lists, k)).join(", ");
+      body.querySelector(".soft").textContent = standard ? "Z, standardized logits divided by τ" : "logits divided by τ";
+      chart(charts[0], found.z, colors, -reach, reach, said("softened logits, real and generated", found.z));
+      chart(charts[1], found.shares, colors, 0, 1, said("probabilities, real and generated", found.shares), standard ? limit : undefined);
+      chart(charts[2], [found.slope], ["#9a7d0a"], -steep, steep, said("gradient", [found.slope]));
+      rows.replaceChildren(...classes.map((name, k) => {
+        const row = document.createElement("tr"), head = document.createElement("th");
+        head.scope = "row"; head.textContent = name; row.append(head);
+        for (const [lists, digits] of [[logits, 1], [found.z, 3], [found.shares, 4], [[found.slope], 5]])
+          for (const list of lists) {
+            const cell = document.createElement("td");
+            cell.textContent = fixed(list[k], digits); row.append(cell);
+          }
+        return row;
+      }));
+    }
+
+    const start = () => { logits = data.examples[choice.selectedIndex].map(list => list.slice()); update(); };
+    choice.addEventListener("change", start);
+    reading.addEventListener("change", update);
+    logits = data.examples[0].map(list => list.slice());
+    let seen = 0;
+    if (window.ResizeObserver) new ResizeObserver(() => {
+      if (body.clientWidth !== seen) { seen = body.clientWidth; update(); }
+    }).observe(body);
+    return function (value) { tau = value; update(); };"""
+
+
+def tau_explorer(
+    examples: Mapping[str, tuple[Tensor, Tensor]], classes: Sequence[str], *, at: float = 2.0, uid: str | None = None,
+    label: str = "tau, temperature",
+) -> Widget:
+    """Slide SKD's tau from 0.5 to 8 and move the logits of a real and of a generated image: what eqs. 3 to 6 make of them.
+
+    examples: name to the logits (C,) of a network that sees a real image, and of the same network that sees a generated one,
+    to begin with; the page holds them rounded to tenths. The browser computes standardized logits, probabilities, the
+    divergence and its gradient, as `skd.skd_loss` does (deviation over C - 1), with a deviation over C, and without
+    standardization. at: the first tau, in tenths.
+    """
+    names = [str(name) for name in classes]
+    if not examples:
+        raise ValueError("examples needs at least one pair of logits, as {name: (real, generated)}")
+    stored = {}
+    for name, views in examples.items():
+        pair = [view.detach().cpu().double() for view in views]
+        if [tuple(view.shape) for view in pair] != [(len(names),)] * 2 or len(names) < 2:
+            found = " and ".join(str(tuple(view.shape)) for view in pair)
+            raise ValueError(f"every example must be two vectors of {len(names)} logits, one per class, at least two; {name!r} has {found}")
+        if not all(torch.isfinite(view).all() for view in pair):
+            raise ValueError(f"logits must be finite, those of {name!r} are not")
+        stored[name] = [[round(value, 1) + 0.0 for value in view.tolist()] for view in pair]
+    every = [value for pair in stored.values() for view in pair for value in view]
+    key = '<span class="key" style="background:{}"></span>{}'
+    keys = key.format("#1b4f72", "real, ") + key.format("#aa4499", "generated; ") + key.format("#bc4c00", "the cap.")
+    options = "".join(f"<option>{escape(name)}</option>" for name in stored)
+    columns = "".join(f'<th scope="col">{name}</th>' for name in
+                      ("class", "logit, real", "gene&shy;rated", "Z, real", "gene&shy;rated", "p, real", "gene&shy;rated", "gradient"))
+    body = (
+        f'<div class="tau"><div class="choose"><label>Start from <select autocomplete="off">{options}</select></label>'
+        '<label>Logits are <select autocomplete="off"><option value="sample">standardized, deviation over C − 1</option>'
+        '<option value="population">standardized, deviation over C</option><option value="none">only divided by tau</option>'
+        '</select></label></div><div class="tiles" aria-live="polite"><div></div><div></div><div></div><div></div><div></div></div>'
+        f'<p class="said"><span class="cap"></span> Colours: {keys}</p><div class="panels">'
+        '<div><strong>Logits: move them</strong><div class="logits"></div></div>'
+        '<div><strong class="soft"></strong><div class="chart"></div></div>'
+        '<div><strong>Probabilities: softmax of these</strong><div class="chart"></div></div>'
+        '<div><strong>Gradient of the KL in the generated logits</strong><div class="chart"></div></div></div>'
+        f'<details><summary>The numbers</summary><div class="values"><table><thead><tr>{columns}</tr></thead><tbody></tbody></table>'
+        "</div></details><noscript>The pictures and numbers need JavaScript.</noscript></div>"
+    )
+    taus = [k / 10 for k in range(5, 81)]
+    return page(
+        uid, label=label, values=taus, texts=[f"{value:.1f}" for value in taus], start=at, script=_TAU_SCRIPT,
+        data={"classes": names, "examples": list(stored.values()), "low": math.floor(min(every)) - 3, "high": math.ceil(max(every)) + 3},
+        body=body, css=_TAU_CSS,
     )
 
 

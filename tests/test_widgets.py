@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 from ddlib import plots, widgets
-from ddlib.methods import ddpp
+from ddlib.methods import ddpp, skd
 
 NASTY = 'a<b>"&\'</script><script>alert(1)</script>'
 CURVES = {"Random": [(10, 66.0, 1.0), (1, 40.0, 3.2)], "DM": [(1, 52.0, None), (10, 72.0, float("nan"))]}
@@ -56,6 +57,17 @@ def pruning(**changes):
     return widgets.epsilon_explorer(**(arguments | changes))
 
 
+SOME = 3 * torch.randn(2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+SOME = (10 * SOME).round() / 10                              # what a slider can be set to
+PEAKS = 10 * torch.eye(6, dtype=torch.float64)
+EXAMPLES = {"any": (SOME[0], SOME[1]), "surer": (SOME[0], 3 * SOME[0] - 2), "peaks": (PEAKS[1], PEAKS[4]),
+            "flat": (SOME[0], torch.full((6,), 4.0))}
+
+
+def softening(**changes):
+    return widgets.tau_explorer(**({"examples": EXAMPLES, "classes": list("abcdef"), "uid": "tau"} | changes))
+
+
 class Structure(HTMLParser):
     """Elements with their attributes; unbalanced tags are an error."""
 
@@ -84,6 +96,7 @@ WIDGETS = {
                                      **({"uid": None} | o)),
     "ipc_explorer": lambda **o: explorer(**o),
     "epsilon_explorer": lambda **o: pruning(**o),
+    "tau_explorer": lambda **o: softening(**o),
 }
 
 
@@ -124,6 +137,7 @@ def test_labels_and_class_names_are_escaped():
     for html in (
         widgets.frames(draw, tau=[1, 2], label=NASTY, alt=lambda v: NASTY, text=lambda v: f"{NASTY}{v}").html,
         explorer(classes=[NASTY, "b", "c"], caption=NASTY, curves={NASTY: [(1, 50, 1)]}, label=NASTY).html,
+        softening(classes=[NASTY, *"bcdef"], examples={NASTY: EXAMPLES["any"]}, label=NASTY).html,
     ):
         assert html.count("<script>") == html.count("</script>") == 1
         assert "alert(1)</script>" not in html and "<b>" not in html
@@ -181,6 +195,11 @@ def test_a_pyplot_figure_is_not_left_to_be_shown_twice():
         (lambda: pruning(start=torch.zeros(3)), r"\(3,\), \(500,\)"),
         (lambda: pruning(target=torch.full((500,), torch.nan)), "finite"),
         (lambda: pruning(at=0.005), "not among the values"),
+        (lambda: softening(examples={}), "at least one pair"),
+        (lambda: softening(classes=["a"]), r"1 logits, one per class, at least two; 'any' has \(6,\) and \(6,\)"),
+        (lambda: softening(examples={"one": SOME[:1]}), r"'one' has \(6,\)"),
+        (lambda: softening(examples={"none": (SOME[0], SOME[0] / 0)}), "finite, those of 'none'"),
+        (lambda: softening(at=2.05), "not among the values"),
     ],
 )
 def test_wrong_arguments_are_answered_in_one_sentence(call, message):
@@ -323,6 +342,17 @@ def test_the_explorer_shows_what_an_ipc_buys(show):
 
 
 @pytest.mark.browser
+def test_with_notes_the_explorer_stops_at_their_ipc_and_says_them_instead_of_a_budget(show):
+    page = show(explorer(notes={12: "all twelve", 1: NASTY, 5: "five of each"}, start=5))
+    slider, budget = page.locator("#ipc input"), page.locator("#ipc .budget")
+    for ipc, key, said in ((5, None, "five of each"), (12, "End", "all twelve"), (1, "Home", NASTY)):
+        if key:
+            slider.press(key)
+        assert page.locator("#ipc output").inner_text() == str(ipc) and budget.inner_text() == said
+        assert page.locator("#ipc canvas").first.get_attribute("aria-label").startswith(f"{ipc} image")
+
+
+@pytest.mark.browser
 def test_the_explorer_draws_the_pictures_it_was_given(show):
     pixels = pictures()
     pixels[1, 2] = 255
@@ -370,6 +400,84 @@ def test_the_epsilon_explorer_redraws_for_the_slider_and_for_the_rule(show):
     assert page.locator("#eps select").input_value() == "absolute" and look() != before
     page.locator("#eps input").fill("0")
     assert page.locator("#eps .tiles b").first.inner_text() == "0.0\u00a0%"   # without signs nothing is below 0
+
+
+def by_torch(real, syn, tau, reading):
+    """Softened logits, probabilities, divergence and its gradient, of the library in float64."""
+    syn = syn.clone().requires_grad_()
+    views = torch.stack([real, syn])
+    if reading == "population":                              # a deviation over C is smaller by this factor
+        tau = tau * math.sqrt(1 - 1 / len(real))
+    soft = views / tau if reading == "none" else skd.standardize_logits(views, tau)
+    divergence = skd.skd_loss(views[:1], views[1:], tau, standardize=reading != "none")
+    (slope,) = torch.autograd.grad(divergence, syn)
+    return soft.detach(), soft.softmax(dim=1).detach(), divergence.item(), slope
+
+
+def plain(text):
+    return float(text.replace("−", "-"))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("reading", ["sample", "population", "none"])
+def test_the_tau_explorer_computes_what_the_library_does(show, reading):
+    page = show(softening())
+    page.locator("#tau select").nth(1).select_option(reading)
+    page.locator("#tau summary").click()
+    for name, (real, syn) in EXAMPLES.items():
+        page.locator("#tau select").first.select_option(name)
+        for tau in (0.5, 2, 8):
+            page.locator("#tau-knob").fill(str(tau))
+            soft, shares, divergence, slope = by_torch(real, syn.double(), tau, reading)
+            table = torch.tensor([[plain(text) for text in row.split("\t")[1:]]
+                                  for row in page.locator("#tau tbody tr").all_inner_texts()]).double()      # (C, 7)
+            assert torch.equal((10 * table[:, :2]).round(), (10 * torch.stack([real, syn.double()], dim=1)).round())
+            torch.testing.assert_close(table[:, 2:4], soft.T, rtol=0, atol=5.1e-4)
+            torch.testing.assert_close(table[:, 4:6], shares.T, rtol=0, atol=5.1e-5)
+            if reading == "population" and name == "flat":   # the slope is 1 / epsilon, and epsilon is not scaled in `by_torch`
+                slope = slope * math.sqrt(1 - 1 / 6)
+            torch.testing.assert_close(table[:, 6], slope, rtol=1e-6, atol=5.1e-6)
+            tiles = [plain(text) for text in page.locator("#tau .tiles b").all_inner_texts()]
+            assert tiles[0] == pytest.approx(divergence, abs=5.1e-5)
+            assert tiles[1] == pytest.approx(tau**2 * divergence, abs=5.1e-4)
+            assert tiles[3] == pytest.approx(shares[0].max().item(), abs=5.1e-4) and tiles[3] <= tiles[2]
+            assert tiles[4] == pytest.approx(slope.norm().item(), rel=0.051, abs=1e-8)
+            if name == "peaks" and reading != "none":
+                assert tiles[3] == tiles[2]                  # one peak among equals reaches the cap
+
+
+@pytest.mark.browser
+def test_the_tau_explorer_shows_the_cap_of_ten_classes(show):
+    peak = 5 * torch.eye(10)[0]
+    page = show(softening(examples={"peak": (peak, peak)}, classes=list("abcdefghij")))
+    assert "cap is 0.351 with a deviation over C − 1 classes and 0.370" in page.locator("#tau .cap").inner_text()
+    assert page.locator("#tau .tiles b").nth(2).inner_text() == "0.351"
+    limit = lambda: float(page.locator("#tau .limit").get_attribute("x1"))
+    before = limit()
+    page.locator("#tau select").nth(1).select_option("population")
+    assert page.locator("#tau .tiles b").nth(2).inner_text() == "0.370" and limit() > before
+    page.locator("#tau-knob").fill("1")
+    assert "cap is 0.724 with a deviation over C − 1 classes and 0.757" in page.locator("#tau .cap").inner_text()
+    page.locator("#tau select").nth(1).select_option("none")
+    assert page.locator("#tau .limit").count() == 0 and page.locator("#tau .tiles b").nth(2).inner_text() == "1.000"
+
+
+@pytest.mark.browser
+def test_the_logits_of_the_tau_explorer_move_and_come_back(show):
+    page = show(softening(), width=390)
+    page.locator("#tau summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    slider = page.get_by_label("logit of b, generated")
+    look = lambda: page.locator("#tau .tiles b, #tau tbody, #tau svg").evaluate_all("all => all.map(part => part.innerHTML)")
+    before = look()
+    slider.press("ArrowRight")
+    moved = SOME[1].clone()
+    moved[1] += 0.1
+    assert plain(slider.input_value()) == pytest.approx(moved[1].item()) and page.locator("#tau select").first.input_value() == ""
+    assert plain(page.locator("#tau .tiles b").first.inner_text()) == pytest.approx(by_torch(SOME[0], moved, 2, "sample")[2], abs=5.1e-5)
+    assert all(now != then for now, then in zip(look()[-3:], before[-3:], strict=True))                  # every picture
+    page.locator("#tau select").first.select_option("any")
+    assert look() == before
 
 
 @pytest.mark.browser
