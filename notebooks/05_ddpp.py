@@ -350,7 +350,8 @@ rows = [evaluate.evaluate(syn, real, recipe, seed=seed, quiet=True).row(method=m
         for method, (syn, minutes) in sets.items()]
 accuracy = {row["method"]: (float(row["accuracy_mean"]), float(row["accuracy_std"])) for row in rows}
 photographs = distilled.PixelSet.from_real(real, config.ipc, runs.stream(seed, "mtt"))       # the run's first images
-display(photographs.show(), result.syn.show(), fig)
+both = torch.cat([each.pixels()[0][::config.ipc][:10] for each in (photographs, result.syn)])
+display(plots.image_grid(both, caption="above: photographs; below: distilled by DDPP"), fig)
 plots.bars(accuracy, title=f"{config.dataset} at IPC {config.ipc}, {repeats} networks each", size=plots.HALF)
 
 # %% [markdown]
