@@ -156,6 +156,7 @@ def test_all_methods_share_one_gan_and_other_settings_another(toy, tmp_path, mon
         config = replace(TINIEST[method.NAME], ipc=10, steps=9, lr=1.0, seed=5, weight=3.0)
         method.prepare(toy, config)
     assert len(list((tmp_path / "gan").iterdir())) == 1
+    assert len(list(dim.gan_folder(toy, TINY).glob("snapshots/step-*"))) == TINY.gan_steps == 2      # of so few, all are kept
     for changed in ({"gan_width": 5}, {"gan_steps": 7}, {"gan_seed": 1}, {"objective": "log"}, {"gan_average": 0.9}, {"gan_lr": 1e-3}):
         with pytest.raises(pytest.fail.Exception):
             dim.prepare(toy, replace(TINY, **changed))

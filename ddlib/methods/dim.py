@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ from ddlib.runs import stream
 
 NAME = "DiM"
 FIT_FOR_POOL = tuple(name for name in models.NETWORKS if name.startswith(("convnet", "resnet")))    # those with a middle layer
+SNAPSHOTS = 6                                                    # sets that are kept while a GAN is trained
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatchConfig:
     """The settings that DiM, SKD and GLD share. The defaults are those of DiM's code for CIFAR-10.
@@ -197,14 +201,17 @@ class Pool:
 
 # ------------------------------------------------------------------------------------------------------------ the loop
 
+def gan_folder(real: ImageSet, config: MatchConfig) -> Path:
+    """Where the GAN that config.gan() asks for is kept; one folder for all methods that start from it."""
+    claim = json.dumps([asdict(config.gan()), real.fingerprint], sort_keys=True)
+    return runs.folder("gan", f"{config.dataset}-w{config.gan_width}-{hashlib.sha256(claim.encode()).hexdigest()[:12]}")
+
+
 def trained_gan(real: ImageSet, config: MatchConfig, minutes: float = math.inf) -> dict[str, Any]:
     """The state of the GAN that config.gan() asks for, trained if nobody has yet. TimeoutError when the time is up before."""
-    wanted = config.gan()
-    claim = json.dumps([asdict(wanted), real.fingerprint], sort_keys=True)
-    name = f"{config.dataset}-w{config.gan_width}-{hashlib.sha256(claim.encode()).hexdigest()[:12]}"
-    folder = runs.folder("gan", name)
+    folder = gan_folder(real, config)
     if not (folder / "distilled.safetensors").is_file():
-        result = runs.run(cgan, wanted, folder, real=real, minutes=minutes, keep_checkpoint=True)
+        result = runs.run(cgan, config.gan(), folder, real=real, minutes=minutes, snapshots=SNAPSHOTS, keep_checkpoint=True)
         if not result.finished:
             raise TimeoutError(f"the GAN is at step {result.steps} of {result.total} and the time is up")
     return runs.read_checkpoint(folder)
