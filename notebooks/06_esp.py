@@ -578,7 +578,7 @@ for claim, value, low, high in claims:
     print(f"{value:8.2g} ({low:g} to {high:g}): {claim}")
 
 # %% [markdown]
-# *The bars*: ESP is far above random images, but it only ties with plain DM: 69.1±1.5 against 69.2±1.6 %, although its networks see 140
+# *The bars*: ESP is far above random images, but it only ties with plain DM: 69.3±2.0 against 69.2±1.4 %, although its networks see 140
 # images and DM's ten. Chapter 4's MTT has 71.2±1.4 with the same budget, width and protocol. At this size, codes, decoders and subspace
 # together have won nothing yet; the longer runs that follow, at width 32, do better.
 #
