@@ -577,8 +577,8 @@ narrow(chapter.record(folder, rows, pictures={"distilled": result.syn.show()}, d
 
 # %% [markdown]
 # On other networks, at IPC 1 and at our size, pruning gains nothing that can be seen: DDPP is 1.9 and 2.9 points below MTT on AlexNet
-# and VGG11 and 0.7 above it on ResNet-18, with deviations of 1.5 to 3.3 over five networks and one distilled set for each method. (AlexNet has no
-# norm layers. On DM's set its training diverged at the protocol's rate, so that cell stays empty.)
+# and VGG11 and 0.7 above it on ResNet-18, with deviations of 1.5 to 3.3 over five networks and one distilled set for each method.
+# (AlexNet has no norm layers. On DM's set its training diverged at the protocol's rate, so that cell stays empty.)
 #
 # **What differs from the paper, and what we expect of it**
 #
