@@ -410,9 +410,10 @@ class GeneratorSet(DistilledSet):
         return GeneratorSet(self.net, images_per_class=ipc, classes=self.classes, preprocess=self.preprocess, meta=self.meta)
 
     def to(self, device: torch.device | str) -> GeneratorSet:
-        """Itself, or a copy on another device."""
+        """The same set with its tensors on a device; weights that are there already are shared, not copied."""
         net = self.net if torch.device(device) == self.device else copy.deepcopy(self.net).to(device)
-        return GeneratorSet(net, images_per_class=self.images_per_class, classes=self.classes, preprocess=self.preprocess, meta=self.meta)
+        return GeneratorSet(net, images_per_class=self.images_per_class, classes=self.classes, preprocess=self.preprocess.to(device),
+                            meta=self.meta)
 
     @torch.no_grad()
     def sample(self, labels: Tensor, rng: torch.Generator) -> Tensor:
@@ -446,6 +447,7 @@ class GeneratorSet(DistilledSet):
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> GeneratorSet:
         ipc, channels, height, across, width, noise = tensors["facts"].tolist()
-        net = gan.Generator((channels, height, across), len(facts["classes"]), width, noise)
+        with torch.random.fork_rng([]):                          # its first weights are drawn and thrown away
+            net = gan.Generator((channels, height, across), len(facts["classes"]), width, noise)
         net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in tensors.items() if name != "facts"})
         return cls(net, images_per_class=ipc, **facts)

@@ -264,7 +264,7 @@ def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: i
     rng = stream(seed, "batches", repeat)
     batches: Iterator[train.Batch] = iter(train.Batches(images, labels, protocol.batch_size, rng))
     if protocol.resample:
-        batches = fresh(syn, protocol.sizes(len(images)), rng, device)
+        batches = fresh(syn, protocol.sizes(len(images)), rng, device, hard=protocol.labels == "hard")
     if protocol.cutmix:
         batches = mixed(batches, protocol.cutmix, stream(seed, "cutmix", repeat))
     best = Best(net, protocol, real, syn, protocol.unit(len(images)))
@@ -286,10 +286,12 @@ def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: i
     return Trained(net, steps, seconds)
 
 
-def fresh(syn: DistilledSet, sizes: Sequence[int], rng: torch.Generator, device: torch.device) -> Iterator[train.Batch]:
-    """Endless batches drawn anew every time, of `sizes` in turn."""
+def fresh(syn: DistilledSet, sizes: Sequence[int], rng: torch.Generator, device: torch.device,
+          hard: bool = False) -> Iterator[train.Batch]:
+    """Endless batches drawn anew every time, of `sizes` in turn; `hard` keeps only the likeliest class of a label."""
     for size in cycle(sizes):
         images, labels = syn.draw(size, rng)
+        labels = F.one_hot(labels.argmax(dim=1), labels.shape[1]).to(labels.dtype) if hard else labels
         yield images.detach().to(device), labels.detach().to(device)
 
 

@@ -94,7 +94,8 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.layers(x)                                                       # (B, width)
-        return self.source(features).squeeze(1), self.classes(features)
+        wide = torch.promote_types(features.dtype, torch.float32)                       # sums of scores are not taken in bfloat16
+        return self.source(features).squeeze(1).to(wide), self.classes(features).to(wide)
 
 
 def gradient_penalty(score: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, u: Tensor) -> Tensor:

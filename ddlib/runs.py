@@ -175,6 +175,8 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
     check_claim(out, claim)
     spent = read_json(out / "time.json")["minutes"] if (out / "time.json").is_file() else 0.0
     if (out / "distilled.safetensors").is_file():
+        if keep_checkpoint and not (out / "final.safetensors").is_file():
+            raise ValueError(f"the finished run in {out} did not keep its last state: delete that folder to run it again")
         print(f"{method.NAME}: this run was finished before and is read from {out}; delete that folder to run it again")
         return Result(distilled.load(out / "distilled.safetensors"), config.steps, config.steps, spent, out)
 

@@ -161,6 +161,7 @@ def main() -> int:
 def select_and_evaluate(arguments: argparse.Namespace) -> None:
     from ddlib import evaluate
 
+    train.keep_freed_memory()
     real = data.load(arguments.dataset, arguments.data, preprocess=arguments.preprocess).to(pick_device())
     protocols = [evaluate.with_options(arguments.evaluate, network=network, width=width)
                  for network, width in [parse_network(text) for text in arguments.networks] or [("convnet3", arguments.width)]]
@@ -173,8 +174,8 @@ def select_and_evaluate(arguments: argparse.Namespace) -> None:
                        f"--feature-epochs {arguments.feature_epochs} --forgetting-epochs {arguments.forgetting_epochs} "
                        f"--evaluate {arguments.evaluate} --seed {arguments.seed}{options}")
             rows = evaluate.read_rows(Path(arguments.results)) if arguments.results else []
-            done = {row["eval_arch"] for row in rows if row["command"] == command}
-            missing = [protocol for protocol in protocols if protocol.network not in done]
+            done = {(row["eval_arch"], row["variant"]) for row in rows if row["command"] == command}
+            missing = [protocol for protocol in protocols if (protocol.network, protocol.narrow) not in done]
             if not missing:
                 print(f"{method} at ipc {ipc} is there already")
                 continue

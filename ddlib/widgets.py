@@ -52,6 +52,12 @@ _SCRIPT = """
   if (!root) return;
   const knob = root.querySelector("input"), shown = root.querySelector("output"), body = root.querySelector(".body");
   const values = %(values)s, texts = %(texts)s, data = %(data)s;
+  const whenResized = redraw => {
+    let seen = 0;
+    if (window.ResizeObserver) new ResizeObserver(() => {
+      if (body.clientWidth !== seen) { seen = body.clientWidth; redraw(); }
+    }).observe(body);
+  };
   const draw = (function () {
 %(script)s
   })();
@@ -207,8 +213,9 @@ def page(
     """A widget that the browser computes: a slider over `values` and a JavaScript function that draws.
 
     script: the body of a function that sees `body` (the element below the slider), `data` (JSON of `data`), `values`
-    and `texts`, and returns the drawing function (value, index) => ..., called at the start and whenever the slider
-    moves. body: HTML below the slider, shown before the script runs; what it contains of others' text must be escaped.
+    and `texts`, may ask for `whenResized(redraw)`, and returns the drawing function (value, index) => ..., which is
+    called at the start and whenever the slider moves. body: HTML below the slider, shown before the script runs; what it
+    contains of others' text must be escaped.
     texts: how the values are printed. css: rules for this widget; start their selectors with `.ddlib-widget`.
     Evenly spaced numbers become the slider's own values; others are numbered 0, 1, 2, ...
     """
@@ -380,10 +387,7 @@ _IPC_SCRIPT = r"""
 
     sprite.onload = pictures;
     sprite.src = data.sprite;
-    let seen = 0;
-    if (window.ResizeObserver) new ResizeObserver(() => {
-      if (body.clientWidth !== seen) { seen = body.clientWidth; pictures(); curve(); }
-    }).observe(body);
+    whenResized(() => { pictures(); curve(); });
     return function (value) { ipc = value; budget(); table(); curve(); pictures(); };"""
 
 _FILM_CSS = """
@@ -675,10 +679,7 @@ _EPSILON_SCRIPT = r"""
 
     const update = () => { numbers(); panels(); };
     select.addEventListener("change", update);
-    let seen = 0;
-    if (window.ResizeObserver) new ResizeObserver(() => {
-      if (body.clientWidth !== seen) { seen = body.clientWidth; panels(); }
-    }).observe(body);
+    whenResized(panels);
     return function (value) { epsilon = value; update(); };"""
 
 
@@ -886,10 +887,7 @@ _TAU_SCRIPT = r"""
     choice.addEventListener("change", start);
     reading.addEventListener("change", update);
     logits = data.examples[0].map(list => list.slice());
-    let seen = 0;
-    if (window.ResizeObserver) new ResizeObserver(() => {
-      if (body.clientWidth !== seen) { seen = body.clientWidth; update(); }
-    }).observe(body);
+    whenResized(update);
     return function (value) { tau = value; update(); };"""
 
 

@@ -501,3 +501,8 @@ def test_codes_and_pixels_start_as_stated(toy32):
 def test_settings_that_cannot_be_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **wrong)
+
+
+def test_more_codes_than_the_budget_holds_are_refused_before_experts_are_trained():
+    with pytest.raises(ValueError, match=r"choose num_codes up to \d+, or 0"):
+        esp.check_data(data.load("toy"), dataclasses.replace(esp.PRESETS["tiny"], num_codes=10_000))

@@ -5,6 +5,7 @@ import fcntl
 import math
 import multiprocessing
 import threading
+import types
 from dataclasses import replace
 
 import pytest
@@ -422,3 +423,9 @@ def test_measured_rows_on_disk_have_the_right_columns():
     path = evaluate.Path(evaluate.__file__).resolve().parent.parent / "book/results/measured.csv"
     with open(path, newline="") as file:
         assert tuple(next(csv.reader(file))) == COLUMNS
+
+
+def test_hard_labels_are_hard_in_batches_drawn_anew_too(toy):
+    soft = types.SimpleNamespace(draw=lambda num, rng: (torch.zeros(num, 1), torch.tensor([[0.2, 0.8]]).repeat(num, 1)))
+    batches = {hard: next(evaluate.fresh(soft, (3,), torch.Generator(), torch.device("cpu"), hard))[1] for hard in (False, True)}
+    assert batches[False].tolist() == torch.tensor([[0.2, 0.8]] * 3).tolist() and batches[True].tolist() == [[0.0, 1.0]] * 3

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddlib import data, distilled, experts, models, papers, runs, unroll
-from ddlib.methods import Diverged, ddpp, esp, mtt, skd
+from ddlib import data, distilled, experts, methods, models, papers, runs, unroll
+from ddlib.methods import Diverged, cgan, ddpp, dim, dm, esp, gld, mtt, skd
 
 REAL = data.load("toy")
 
@@ -43,8 +43,9 @@ def vectors() -> tuple[Tensor, Tensor, Tensor]:
 def test_a_student_that_does_not_move_has_a_loss_of_exactly_one():
     """T-MTT-1."""
     net = models.build("convnet3", shape=REAL.shape, num_classes=4, width=4, seed=0)
-    start, target = models.flatten(net), torch.randn(models.num_params(net))
-    images, labels = torch.randn(4, *REAL.shape), torch.arange(4)
+    rng = runs.stream(0, "test")
+    start, target = models.flatten(net), torch.randn(models.num_params(net), generator=rng)
+    images, labels = torch.randn(4, *REAL.shape, generator=rng), torch.arange(4)
     for steps, rate in ((0, 0.1), (3, 0.0)):
         student = unroll.unroll(net, start, (images,), lambda j, x: (x, labels), steps=steps, rate=rate)
         assert mtt.matching_loss(student, target, start).item() == 1.0
@@ -59,7 +60,7 @@ def test_a_student_that_arrives_has_no_loss(vectors):
 def test_the_loss_does_not_depend_on_the_origin_or_the_unit_of_parameter_space(vectors):
     """T-MTT-3."""
     loss = mtt.matching_loss(*vectors).item()
-    shift = torch.randn(4000, dtype=torch.float64)
+    shift = torch.randn(4000, dtype=torch.float64, generator=runs.stream(0, "test"))
     assert mtt.matching_loss(*(vector + shift for vector in vectors)).item() == pytest.approx(loss, rel=1e-12)
     assert mtt.matching_loss(*(7 * vector for vector in vectors)).item() == pytest.approx(loss, rel=1e-12)
 
@@ -67,9 +68,9 @@ def test_the_loss_does_not_depend_on_the_origin_or_the_unit_of_parameter_space(v
 def test_the_gradient_of_the_step_size_is_the_formula_for_one_step():
     """T-MTT-4."""
     net = models.build("convnet3", shape=REAL.shape, num_classes=4, width=4, seed=0).double()
-    start = models.flatten(net)
-    target = start + 0.1 * torch.randn(start.shape, dtype=torch.float64)
-    images, labels = torch.randn(4, *REAL.shape, dtype=torch.float64), torch.arange(4)
+    start, rng = models.flatten(net), runs.stream(0, "test")
+    target = start + 0.1 * torch.randn(start.shape, dtype=torch.float64, generator=rng)
+    images, labels = torch.randn(4, *REAL.shape, dtype=torch.float64, generator=rng), torch.arange(4)
     alpha = torch.tensor(0.03, dtype=torch.float64, requires_grad=True)
     student = unroll.unroll(net, start, (images,), lambda j, x: (x, labels), steps=1, rate=alpha)
     (found,) = torch.autograd.grad(mtt.matching_loss(student, target, start), alpha)
@@ -356,9 +357,35 @@ def test_a_version_of_the_method_says_so_in_its_rows():
     tiny = ddpp.PRESETS["tiny"]
     assert [replace(tiny, **changes).variant for changes in ({}, {"sign_rule": "off"}, {"epsilon": 0.5}, {"sign_rule": "absolute"})] == [
         "", "off", "signed, epsilon 0.5", "absolute, epsilon 0.1"]
-    versions = ["", "-proj-only", "-dm-only"]
-    assert [esp.PRESETS[f"cifar10-ipc10{version}"].variant for version in versions] == ["", "L_Proj only", "L_DM only"]
-    assert replace(esp.PRESETS["tiny"], artifact="pixels").variant == "pixels"
-    assert [skd.PRESETS[f"tiny{version}"].variant for version in ("", "-no-standardization")] == ["", "no standardization"]
+    ending = ["", "-proj-only", "-dm-only"]
+    assert [esp.PRESETS[f"cifar10-ipc10{version}"].variant for version in ending] == ["", "L_Proj only", "L_DM only"]
+    assert replace(esp.PRESETS["tiny"], artifact="pixels", span="differences").variant == "pixels, span differences"
+    assert replace(skd.PRESETS["tiny-no-standardization"], tau=8.0).variant == "no standardization, tau 8.0"
+    assert replace(gld.PRESETS["tiny"], local_reduction="sum").variant == "local_reduction sum"
+    assert (replace(dim.PRESETS["tiny"], weight=0.0).variant, replace(cgan.PRESETS["tiny"], objective="log").variant) == (
+        "weight 0.0", "objective log")
     printed = {cell.variant for cell in papers.cells()}
     assert {"L_Proj only", "L_DM only", "no standardization"} <= printed             # so that rows stand beside the papers' own
+
+
+@pytest.mark.parametrize("method", [cgan, dim, esp, gld, skd], ids=lambda method: method.NAME)
+def test_presets_are_complete_methods_unless_their_name_says_otherwise(method):
+    for name, config in method.PRESETS.items():
+        assert not config.variant or name.endswith(("-only", "-no-standardization")), (name, config.variant)
+
+
+def test_a_set_made_without_a_run_knows_its_method():
+    assert next(ddpp.distill(REAL, ddpp.PRESETS["tiny"])).syn.meta["method"] == "DDPP"
+    assert next(mtt.distill(REAL, mtt.PRESETS["tiny"])).syn.meta["method"] == "MTT"
+
+
+def test_a_student_that_exploded_is_called_so():
+    broken, target, config = torch.full((4,), math.nan), torch.ones(4), ddpp.PRESETS["tiny"]
+    with pytest.raises(Diverged, match="parameters stopped being finite"):
+        ddpp.loss_terms(broken, target, torch.zeros(4), config)
+
+
+def test_a_test_network_that_cannot_see_the_images_is_refused_before_anything_is_distilled(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dm", "--out", str(tmp_path / "run"), "--evaluate", "strict-cpu", "--networks", "convnet5:4"])
+    assert methods.main(dm) == 1
+    assert "convnet5" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -122,6 +122,8 @@ def test_the_last_state_is_left_where_it_is_asked_for(toy, tmp_path):
     assert torch.equal(found["rng"], last.state()["rng"])
     with pytest.raises(FileNotFoundError, match="finish the run with keep_checkpoint=True"):
         runs.read_checkpoint(tmp_path / "plain")
+    with pytest.raises(ValueError, match="delete that folder"):
+        runs.run(dm, TINY, tmp_path / "plain", real=toy, keep_checkpoint=True)
 
 
 def killed(*_):

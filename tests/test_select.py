@@ -127,11 +127,11 @@ def test_a_senseless_ipc_is_refused(toy, net, ipc):
 def test_the_command_evaluates_with_every_network_once_and_keeps_the_rows(tmp_path, monkeypatch, capsys):
     results = tmp_path / "rows.csv"
     monkeypatch.setattr(sys, "argv", ["select", "--dataset", "toy", "--methods", "Random", "--ipcs", "1", "--networks", "convnet3:2",
-                                      "convnet4:2", "--results", str(results)])
+                                      "convnet3:3", "--results", str(results)])
     assert select.main() == 0
     rows = evaluate.read_rows(results)
-    assert [(row["eval_arch"], row["variant"], row["n"]) for row in rows] == [("convnet3", "width 2", "5"), ("convnet4", "width 2", "5")]
-    assert all(row["command"].endswith("--networks convnet3:2 convnet4:2") for row in rows)
+    assert [(row["eval_arch"], row["variant"], row["n"]) for row in rows] == [("convnet3", "width 2", "5"), ("convnet3", "width 3", "5")]
+    assert all(row["command"].endswith("--networks convnet3:2 convnet3:3") for row in rows)
     results.write_text("".join(results.read_text().splitlines(keepends=True)[:2]))              # as if it had been killed between the two
     assert select.main() == 0
     again = evaluate.read_rows(results)

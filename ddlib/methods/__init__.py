@@ -76,6 +76,11 @@ def check_finite(index: int, **terms: torch.Tensor) -> dict[str, float]:
     return values
 
 
+def versions(config: Any, **complete: Any) -> str:
+    """What a row's "variant" says: the named settings that are not those of the complete method, as "tau 8, span points"."""
+    return ", ".join(f"{name} {getattr(config, name)}" for name, value in complete.items() if getattr(config, name) != value)
+
+
 def preset(method: Method, name: str) -> Any:
     """The named config of a method; ValueError lists the names there are."""
     if name not in method.PRESETS:
@@ -115,7 +120,7 @@ def main(method: Method) -> int:
 
 
 def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: dict[str, Any], command: str) -> None:
-    from ddlib import distilled, evaluate, runs, train
+    from ddlib import distilled, evaluate, models, runs, train
 
     started = time.monotonic()
     train.keep_freed_memory()
@@ -139,6 +144,8 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
         print(f"{arguments.results} has the rows of this command already")
         return
     real = runs.load_data(config, arguments.data).to(runs.pick_device())
+    for protocol, _ in missing:                                  # a network that cannot be, before hours of work and not after them
+        models.build(protocol.network, shape=real.shape, num_classes=real.num_classes, width=protocol.width, seed=0)
     result = runs.run(method, config, out, real=real, minutes=arguments.minutes, snapshots=arguments.snapshots)
     if result.syn is None:
         print(f"stopped after {result.minutes:.1f} minutes at step {result.steps} of {result.total}; "

@@ -24,7 +24,7 @@ from torch import Tensor
 from ddlib import gan, train
 from ddlib.data import ImageSet
 from ddlib.distilled import GeneratorSet
-from ddlib.methods import Diverged, State, Step, check_finite, main
+from ddlib.methods import Diverged, State, Step, check_finite, main, versions
 from ddlib.runs import stream
 from ddlib.train import Batch
 
@@ -64,6 +64,11 @@ class CGANConfig:
             raise ValueError("lr and penalty must be at least 0 and finite, max_gradient above 0, "
                              f"got {self.lr}, {self.penalty}, {self.max_gradient}")
 
+    @property
+    def variant(self) -> str:
+        """What its rows say; nothing for the base code's objective."""
+        return versions(self, objective="wasserstein")
+
 
 def to_gan(images: Tensor) -> Tensor:
     """uint8 images (B, c, h, w) -> float32 in [-1, 1]."""
@@ -95,7 +100,7 @@ class Game:
     def __init__(self, real: ImageSet, config: CGANConfig):
         self.config, self.device, self.num_classes = config, real.train.images.device, real.num_classes
         with torch.random.fork_rng([]):
-            torch.manual_seed(stream(config.seed, "gan weights").initial_seed())
+            torch.default_generator.manual_seed(stream(config.seed, "gan weights").initial_seed())     # and no GPU's
             self.generator = gan.Generator(real.shape, real.num_classes, config.gan_width).to(self.device)
             self.discriminator = gan.Discriminator(real.shape, real.num_classes, config.gan_width).to(self.device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False) if config.average else None
@@ -111,7 +116,7 @@ class Game:
     def load(self, state: Mapping[str, Any], lr: float) -> None:
         """Go on from the state of a finished game (`runs.read_checkpoint`), optimizers too, with the learning rate `lr`."""
         for name, part in self.parts().items():
-            part.load_state_dict(state[name if name in state else "generator"])      # an average may start from the weights
+            part.load_state_dict(state[name])
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr

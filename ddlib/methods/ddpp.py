@@ -74,6 +74,8 @@ def pruned_loss(student: Tensor, target: Tensor, start: Tensor, keep: Tensor) ->
 
 def loss_terms(student: Tensor, target: Tensor, start: Tensor, config: DDPPConfig) -> mtt.Terms:
     """The pruned loss, MTT's on all coordinates for comparison, and the share that is kept. Diverged if that is too small."""
+    if not torch.isfinite(student).all():
+        raise Diverged("the student's parameters stopped being finite: lower alpha and start again")
     keep = keep_mask(student.detach(), target, config.epsilon, config.sign_rule)        # piecewise constant: no gradient is lost
     kept = keep.double().mean()
     if kept < config.min_kept:
@@ -87,7 +89,7 @@ prepare = mtt.prepare
 
 def distill(real: ImageSet, config: DDPPConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:
     """Yield a Step after every outer update of the pixels and alpha; stop early by leaving the loop."""
-    return mtt.distill(real, config, resume, terms=functools.partial(loss_terms, config=config))
+    return mtt.distill(real, config, resume, terms=functools.partial(loss_terms, config=config), name=NAME)
 
 
 def from_mtt(config: mtt.MTTConfig, **changes: Any) -> DDPPConfig:

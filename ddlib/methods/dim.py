@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from ddlib import augment, models, runs, train
 from ddlib.data import ImageSet
 from ddlib.gan import Objective
-from ddlib.methods import State, Step, cgan, main
+from ddlib.methods import State, Step, cgan, main, versions
 from ddlib.runs import stream
 
 NAME = "DiM"
@@ -63,17 +63,21 @@ class MatchConfig:
     redraw: int = 703                       # updates until another network is drawn: an epoch
     net_steps: int = 16                     # mini-batches that it trains on before each update; 0: it stays as drawn
     net_lr: float = 0.01
+    max_gradient: float = 1e4               # a larger gradient norm stops the run; it grows with the weight of the matched term
     augment: str = "color_crop_cutout"      # siamese; color and cutout always, flips would be, too
     precision: train.Precision = "float32"  # of the GAN, and of the network while it trains
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.gan()
+        try:
+            self.gan()
+        except ValueError as error:
+            raise ValueError(f"the GAN to start from: {error}") from None
         self.game()
         if self.redraw < 1 or self.net_steps < 0:
             raise ValueError(f"redraw must be at least 1 and net_steps at least 0, got {self.redraw} and {self.net_steps}")
-        if not (self.weight >= 0 and 0 < self.net_lr < math.inf):
-            raise ValueError(f"weight must be at least 0 and net_lr above 0, got {self.weight} and {self.net_lr}")
+        if not (0 <= self.weight < math.inf and 0 < self.net_lr < math.inf):
+            raise ValueError(f"weight must be at least 0, net_lr above 0 and both finite, got {self.weight} and {self.net_lr}")
         self.networks()
         augment.parse(self.augment)
 
@@ -85,7 +89,8 @@ class MatchConfig:
 
     def game(self) -> cgan.CGANConfig:
         """How that GAN goes on while it is matched."""
-        return replace(self.gan(), ipc=self.ipc, steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
+        return replace(self.gan(), ipc=self.ipc, steps=self.steps, batch_size=self.batch_size, lr=self.lr,
+                       max_gradient=self.max_gradient, seed=self.seed)
 
     def networks(self) -> list[tuple[str, int | None]]:
         """The pool as (name, width); ValueError where there can be none."""
@@ -102,6 +107,11 @@ class MatchConfig:
 @dataclass(frozen=True, kw_only=True)
 class DiMConfig(MatchConfig):
     """One DiM run. The loss is fixed: log-probabilities, a mean over batch and classes."""
+
+    @property
+    def variant(self) -> str:
+        """What its rows say; nothing for the code's weight and objective."""
+        return versions(self, objective="wasserstein", weight=0.01)
 
 
 # ------------------------------------------------------------------------------------------------------- the equations
@@ -165,6 +175,8 @@ class Pool:
     def __init__(self, real: ImageSet, config: MatchConfig):
         self.real, self.config = real, config
         self.strategy = augment.strategy_for(real, config.augment)
+        for name, width in config.networks():                    # one that does not go with these images: now, not when it is drawn
+            models.build(name, shape=real.shape, num_classes=real.num_classes, width=width, seed=0)
         self.draw(0)
 
     def draw(self, number: int) -> None:
@@ -218,12 +230,13 @@ def trained_gan(real: ImageSet, config: MatchConfig, minutes: float = math.inf) 
 
 
 def prepare(real: ImageSet, config: MatchConfig, minutes: float = math.inf) -> None:
-    """What a method of this family does before it distils: train the GAN that all of them start from."""
+    """What a method of this family does before it distils: look at the pool, train the GAN that all of them start from."""
+    Pool(real, config)
     trained_gan(real, config, minutes)
 
 
 def distill(real: ImageSet, config: MatchConfig, resume: Mapping[str, Any] | None = None,
-            terms: Callable[[Seen, Seen, Any], Terms] = loss_terms) -> Iterator[Step]:
+            terms: Callable[[Seen, Seen, Any], Terms] = loss_terms, name: str = NAME) -> Iterator[Step]:
     """Yield a Step after every update of the generator and the discriminator; stop early by leaving the loop.
 
     The GAN's random numbers and those of the pool come from different streams: with weight 0 this is CGAN.
@@ -231,7 +244,7 @@ def distill(real: ImageSet, config: MatchConfig, resume: Mapping[str, Any] | Non
     game, pool, rng = cgan.Game(real, config.game()), Pool(real, config), stream(config.seed, "match noise")
     if resume is None:
         game.load(trained_gan(real, config), config.lr)
-    syn = game.distilled(real, method=NAME)
+    syn = game.distilled(real, method=name)
     state = State(**game.parts(), pool=pool, rng=rng)
     done = state.restore(resume)
     batches = cgan.real_batches(real, config.batch_size, config.seed, first=done)
@@ -247,15 +260,18 @@ def distill(real: ImageSet, config: MatchConfig, resume: Mapping[str, Any] | Non
 
 
 def variance(seen: Seen) -> Tensor:
-    """Variance of the features over the batch, mean over features: pairs that share only the class pull it down."""
+    """Total variance of the features over the batch, within and between classes, mean over features."""
     return seen.features.detach().var(dim=0).mean()
 
 
 def from_gan(config: cgan.CGANConfig, **changes: Any) -> DiMConfig:
     """DiM from this GAN, and what is to be different from its defaults."""
-    return DiMConfig(**{"dataset": config.dataset, "gan_width": config.gan_width, "objective": config.objective,
+    made = DiMConfig(**{"dataset": config.dataset, "gan_width": config.gan_width, "objective": config.objective,
                         "gan_steps": config.steps, "gan_batch": config.batch_size, "gan_lr": config.lr, "gan_penalty": config.penalty,
                         "gan_average": config.average, "gan_seed": config.seed, "precision": config.precision, **changes})
+    if not changes.keys() & {"dataset", "precision"} and made.gan() != replace(config, ipc=1):
+        raise ValueError(f"a GAN with beta1, beta2 or max_gradient of its own cannot be named by a matching run, got {config}")
+    return made
 
 
 SMALL: dict[str, Any] = {"steps": 150, "batch_size": 32, "lr": 5e-5, "pool_widths": "16,8,8", "net_steps": 2, "redraw": 50}

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from ddlib import augment, experts, models
 from ddlib.data import ImageSet, check_ipc
 from ddlib.distilled import FactoredSet, PixelSet, fit_budget
-from ddlib.methods import State, Step, check_finite, dm, kfs, main
+from ddlib.methods import State, Step, check_finite, dm, kfs, main, versions
 from ddlib.runs import stream
 
 NAME = "ESP"
@@ -99,7 +99,8 @@ class ESPConfig(experts.Buffered):
     def variant(self) -> str:
         """What its rows say; nothing for codes trained with both losses. The losses are called as in Table 4."""
         losses = "L_Proj only" if not self.dm_weight else "L_DM only" if not self.proj_weight else ""
-        return ", ".join(filter(None, ["pixels" if self.artifact == "pixels" else "", losses]))
+        rest = versions(self, span="points", loss="cross_entropy", proj_norm="l1", dm_net="student", feature_reduction="sum")
+        return ", ".join(filter(None, ["pixels" if self.artifact == "pixels" else "", losses, rest]))
 
 
 def beta(num_params: int, at_width_128: float = 1e-5, norm: Norm = "l1") -> float:
@@ -268,7 +269,10 @@ def prepare(real: ImageSet, config: ESPConfig, minutes: float = math.inf) -> Non
 def check_data(real: ImageSet, config: ESPConfig) -> None:
     """ValueError for settings that these data rule out."""
     if config.artifact == "codes":
-        fit_budget(config.ipc, real.shape, real.num_classes, config.num_decoders)
+        most = fit_budget(config.ipc, real.shape, real.num_classes, config.num_decoders)
+        if config.num_codes > most:
+            raise ValueError(f"{config.num_codes} codes per class and {config.num_decoders} decoders do not go into ipc {config.ipc}: "
+                             f"choose num_codes up to {most}, or 0 for as many as fit")
     else:
         check_ipc(real, config.ipc)
     if 0 < config.syn_batch < real.num_classes:

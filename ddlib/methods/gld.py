@@ -10,6 +10,7 @@ not say, and the factor between them is 640 for the logits and a million for the
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddlib.data import ImageSet
-from ddlib.methods import Step, dim, main
+from ddlib.methods import Step, dim, main, versions
 
 NAME = "GLD"
 Reduction = Literal["mean", "batchmean", "sum"]
@@ -40,8 +41,14 @@ class GLDConfig(dim.MatchConfig):
         for name in ("global_reduction", "local_reduction"):
             if getattr(self, name) not in get_args(Reduction):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(Reduction))}, got {getattr(self, name)!r}")
-        if not self.local_weight >= 0:
-            raise ValueError(f"local_weight must be at least 0, got {self.local_weight}")
+        if not 0 <= self.local_weight < math.inf:
+            raise ValueError(f"local_weight must be at least 0 and finite, got {self.local_weight}")
+
+    @property
+    def variant(self) -> str:
+        """What its rows say; nothing for the paper's two terms."""
+        return versions(self, objective="wasserstein", weight=0.01, local_weight=0.001, global_reduction="batchmean",
+                        local_reduction="mean", log_softmax=False)
 
 
 def squared_distance(real: Tensor, syn: Tensor, reduction: Reduction = "sum") -> Tensor:
@@ -74,7 +81,7 @@ prepare = dim.prepare
 
 def distill(real: ImageSet, config: GLDConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:
     """Yield a Step after every update of the generator and the discriminator; stop early by leaving the loop."""
-    return dim.distill(real, config, resume, terms=loss_terms)
+    return dim.distill(real, config, resume, terms=loss_terms, name=NAME)
 
 
 def from_dim(config: dim.MatchConfig, **changes: Any) -> GLDConfig:

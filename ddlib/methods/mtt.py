@@ -109,11 +109,11 @@ prepare = experts.prepare
 
 
 def distill(real: ImageSet, config: MTTConfig, resume: Mapping[str, Any] | None = None,
-            terms: Callable[[Tensor, Tensor, Tensor], Terms] = loss_terms) -> Iterator[Step]:
+            terms: Callable[[Tensor, Tensor, Tensor], Terms] = loss_terms, name: str = NAME) -> Iterator[Step]:
     """Yield a Step after every outer update of the pixels and alpha; stop early by leaving the loop."""
     buffer = experts.train(real, config.experts())
     rng = stream(config.seed, "mtt")
-    syn = PixelSet.from_real(real, config.ipc, rng, method=NAME)
+    syn = PixelSet.from_real(real, config.ipc, rng, method=name)
     syn.meta["started_from"] = syn.meta.pop("indices")
     syn.alpha = torch.tensor(config.alpha, device=syn.images.device)
     net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=0).to(syn.images.device)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddlib.data import ImageSet
-from ddlib.methods import Step, dim, main
+from ddlib.methods import Step, dim, main, versions
 
 NAME = "SKD"
 STD_EPS = 1e-7
@@ -41,8 +41,14 @@ class SKDConfig(dim.MatchConfig):
 
     @property
     def variant(self) -> str:
-        """What its rows say, as in the paper's tables; another tau has the preset's name or the command to tell it."""
-        return "" if self.standardize else "no standardization"
+        """What its rows say; the ablation is called as in the paper's tables."""
+        rest = versions(self, objective="wasserstein", tau=2.0, weight=paper_weight(self.dataset))
+        return ", ".join(filter(None, ["" if self.standardize else "no standardization", rest]))
+
+
+def paper_weight(dataset: str) -> float:
+    """lambda_SKD of section 3.2."""
+    return 0.001 if dataset == "mnist" else 0.01
 
 
 def standardize_logits(logits: Tensor, tau: float) -> Tensor:
@@ -66,7 +72,7 @@ def skd_loss(real_logits: Tensor, syn_logits: Tensor, tau: float, standardize: b
 def loss_terms(real: dim.Seen, syn: dim.Seen, config: SKDConfig) -> dim.Terms:
     """lambda tau^2 L_SKD (eq. 7), and L_SKD itself. `flat` is 1, and the loss left out, where some logits hardly differ."""
     skd = skd_loss(real.logits, syn.logits, config.tau, config.standardize)
-    flat = min(seen.logits.detach().std(dim=1).amin() for seen in (real, syn)) < FLAT
+    flat = config.standardize * (min(seen.logits.detach().std(dim=1).amin() for seen in (real, syn)) < FLAT)
     weight = config.weight * config.tau**2 * (1 - flat.to(skd.dtype))
     return {"match": weight * skd, "skd": skd, "flat": flat}
 
@@ -76,12 +82,12 @@ prepare = dim.prepare
 
 def distill(real: ImageSet, config: SKDConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:
     """Yield a Step after every update of the generator and the discriminator; stop early by leaving the loop."""
-    return dim.distill(real, config, resume, terms=loss_terms)
+    return dim.distill(real, config, resume, terms=loss_terms, name=NAME)
 
 
 def from_dim(config: dim.MatchConfig, **changes: Any) -> SKDConfig:
     """The same run with this loss, and what is to be different."""
-    return SKDConfig(**{**asdict(config), "weight": 0.001 if config.dataset == "mnist" else 0.01, **changes})
+    return SKDConfig(**{**asdict(config), "weight": paper_weight(config.dataset), **changes})
 
 
 PRESETS = {name: from_dim(config) for name, config in dim.PRESETS.items()}

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import shlex
 import statistics
 import sys
 from pathlib import Path
 
-from ddlib import data, distilled, evaluate, runs, train
+from ddlib import data, distilled, evaluate, files, runs, train
 
 COLUMNS = ("dataset", "method", "ipc", "width", "step", "updates", "accuracy_mean", "accuracy_std", "n", "protocol", "preprocess",
            "command")
+KEY = ("dataset", "method", "ipc", "width", "protocol", "preprocess")
 
 
 def main() -> None:
@@ -25,13 +27,15 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_FOLDER")
     parser.add_argument("--protocol", default="strict-cpu", choices=sorted(evaluate.PROTOCOLS))
     parser.add_argument("--repeats", type=int, default=2, help="networks on each set (default 2)")
-    parser.add_argument("--results", type=Path, required=True, help="CSV file; lines of the same folder's run are replaced")
+    parser.add_argument("--results", type=Path, required=True, help=f"CSV file; lines of the same {', '.join(KEY)} are replaced")
     arguments = parser.parse_args()
     train.keep_freed_memory()
     command, lines = shlex.join(["python", "tests/bench/curve.py", *sys.argv[1:]]), []
     for folder in arguments.folders:
         claim = json.loads((folder / "config.json").read_text())
         real = data.load(claim["dataset"], preprocess=claim["preprocess"]).to(runs.pick_device())
+        if "network" not in claim:
+            parser.error(f"{folder} holds a generator, which has no network of its own: give folders of other methods")
         recipe = evaluate.with_options(arguments.protocol, network=claim["network"], width=claim["width"])
         for path in sorted((folder / "snapshots").glob("step-*.safetensors")):
             syn, step = distilled.load(path), int(path.stem.removeprefix("step-"))
@@ -43,15 +47,15 @@ def main() -> None:
                                             f"{statistics.mean(found):.2f}", f"{spread:.2f}", len(found), recipe.name,
                                             claim["preprocess"], command), strict=True)))
             print(f"{claim['method']} step {step}: {statistics.mean(found):.1f} % of the validation images", flush=True)
-    made = {(line["dataset"], line["method"], str(line["ipc"])) for line in lines}
+    made = {tuple(str(line[name]) for name in KEY) for line in lines}
     if arguments.results.is_file():
         with open(arguments.results, newline="", encoding="utf-8") as file:
-            lines = [row for row in csv.DictReader(file) if (row["dataset"], row["method"], row["ipc"]) not in made] + lines
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    with open(arguments.results, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+            lines = [row for row in csv.DictReader(file) if tuple(row[name] for name in KEY) not in made] + lines
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    files.write_text(arguments.results, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ddlib import evaluate, files, models, runs, unroll
+from ddlib import evaluate, files, models, runs, train, unroll
 from ddlib.chapter import KERNEL_ENVIRONMENT
 
 FORMS, STEPS, REPEATS = ("plain", "remat", "compiled", "detached"), (5, 10, 20, 30), 5
@@ -50,9 +50,10 @@ def memory(device: torch.device) -> float:
 
 def measure(steps: int) -> list[dict[str, object]]:
     environment = os.environ | KERNEL_ENVIRONMENT
+    forms = [form for form in FORMS if form != "compiled" or train.can_compile(runs.pick_device().type)]
     processes = {form: subprocess.Popen([sys.executable, __file__, form, str(steps)], env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE) for form in FORMS}
-    seconds: dict[str, list[float]] = {form: [] for form in FORMS}
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE) for form in forms}
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
     peak: dict[str, float] = {}
     for process in processes.values():
         if process.stdout.readline() != "ready\n":
