@@ -216,11 +216,12 @@ def distill(real: ImageSet, config: CGANConfig, resume: Mapping[str, Any] | None
 # 150 epochs of batch 128 of the nine tenths that are not held out
 PUBLISHED = {"mnist": 63_150, "fashion_mnist": 63_150, "svhn": 77_250, "cifar10": 52_650}
 CPU = CGANConfig(dataset="fashion_mini", gan_width=24, batch_size=32, steps=300, lr=2e-4)
+FULL = replace(CPU, dataset="fashion_mnist", gan_width=32, batch_size=64, steps=12_000, lr=1e-3, average=0.999, precision="auto")
 PRESETS = {
     "tiny": CGANConfig(dataset="toy", gan_width=8, batch_size=16, steps=6, lr=2e-4),
     "cpu": CPU,
-    "cpu-full": replace(CPU, dataset="fashion_mnist", gan_width=32, batch_size=64, steps=5000, average=0.999),
-    "cpu-full-mnist": replace(CPU, dataset="mnist", gan_width=32, batch_size=64, steps=5000, average=0.999),
+    "cpu-full": FULL,
+    "cpu-full-mnist": replace(FULL, dataset="mnist"),
     "gpu": CGANConfig(steps=10_530, precision="auto"),           # 30 epochs
 }
 PRESETS |= {name.replace("_", "-"): CGANConfig(dataset=name, steps=steps) for name, steps in PUBLISHED.items()}
