@@ -281,7 +281,7 @@ def test_every_preset_is_complete(method):
                 models.build(name, shape=shapes.get(config.dataset, (1, 28, 28)), num_classes=4, width=width)
     cpu = method.PRESETS["cpu"]
     assert (cpu.dataset, cpu.gan_width, cpu.gan_steps, cpu.steps, cpu.pool_widths, cpu.net_steps, cpu.lr) == (
-        "fashion_mini", 24, 300, 150, "16,8,8", 2, 5e-5)
+        "fashion_mini", 16, 1000, 150, "16,8,8", 2, 1e-4)
 
 
 def test_every_published_cell_of_dim_has_a_preset_with_its_codes_settings():
