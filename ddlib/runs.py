@@ -132,12 +132,12 @@ class Result:
 
 def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | None = None, minutes: float = math.inf,
         every: int = 50, snapshots: int = 0, checkpoint_seconds: float = 20.0, device: torch.device | str | None = None,
-        keep_checkpoint: bool = False) -> Result:
+        keep_checkpoint: bool = False, wait: bool = False) -> Result:
     """Distil with `method` (a module of ddlib.methods) into the folder `out`, resuming what is there.
 
     every: a line of progress every so many steps, where there is no terminal. snapshots: how many sets to keep on the way,
     evenly spaced, besides the one after the first step. keep_checkpoint: leave the state after the last step, too, for another
-    method to go on from (`read_checkpoint`).
+    method to go on from (`read_checkpoint`). wait: until a process that works in the folder is done, not ValueError at once.
 
     Writes config.json, metrics.csv, checkpoint.safetensors (about every `checkpoint_seconds`) and, at the end,
     distilled.safetensors. On a CPU, a run that is killed and started again with the same thread count ends with the same
@@ -149,7 +149,7 @@ def run(method: Method, config: Any, out: Path | str, *, real: data.ImageSet | N
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}: leave it out to run to the end")
     real = real or load_data(config).to(device or pick_device())
-    with alone(out):
+    with alone(out, 60 * minutes if wait else 0.0):
         return run_alone(method, config, out, real, started, minutes, every, snapshots, checkpoint_seconds, keep_checkpoint)
 
 
@@ -252,14 +252,19 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Hold the folder `out`; ValueError if another process works in it. The lock ends with the process, however it ends."""
+def alone(out: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Hold the folder `out`; ValueError if another process still works in it after so long. The lock ends with the process."""
     out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
     with open(out / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another process is working in {out}: wait for it or choose another folder") from None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    raise ValueError(f"another process is working in {out}: wait for it or choose another folder") from None
+            time.sleep(0.2)
         yield
 
 

@@ -2,9 +2,9 @@
 
 `knob()` has one drawing function and gives both: `.page()` computes every picture ahead and lets an HTML slider choose,
 `.live()` calls the function. `page()` is for what the browser can compute itself from data, and `ipc_explorer()`,
-`epsilon_explorer()` and `tau_explorer()` are built on it. Every page widget is `<div class="ddlib-widget" id=UID>` with a
-labelled range input and an output; ids are given or derived from the content, so an unchanged notebook stays byte-identical.
-Needs matplotlib or ipywidgets only where a function uses them.
+`epsilon_explorer()`, `tau_explorer()` and `sweep_explorer()` are built on it. Every page widget is `<div class="ddlib-widget"
+id=UID>` with a labelled range input and an output; ids are given or derived from the content, so an unchanged notebook stays
+byte-identical. Needs matplotlib or ipywidgets only where a function uses them.
 """
 
 from __future__ import annotations
@@ -939,6 +939,145 @@ def tau_explorer(
         data={"classes": names, "examples": list(stored.values()), "low": math.floor(min(every)) - 3, "high": math.ceil(max(every)) + 3},
         body=body, css=_TAU_CSS,
     )
+
+
+_SWEEP_CSS = _FILM_CSS + """
+.ddlib-widget .sweep .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(17em,100%),1fr));gap:.7em 1.2em;margin-top:.8em}
+.ddlib-widget .sweep .panels>div{min-width:0}
+.ddlib-widget .sweep strong{font-weight:600;font-size:.9em}
+.ddlib-widget .sweep dl{display:grid;grid-template-columns:1fr max-content;gap:0 .8em;margin:.1em 0 .2em;font-size:.9em;line-height:1.35}
+.ddlib-widget .sweep dt{font-weight:400;margin:0}
+.ddlib-widget .sweep dd{margin:0;text-align:right;font-weight:600;font-variant-numeric:tabular-nums}
+.ddlib-widget .sweep .swatch{display:inline-block;width:1.3em;height:.28em;margin-right:.45em;vertical-align:middle}
+.ddlib-widget .sweep .said{color:#57606a;margin:.6em 0 0;font-size:.92em}
+"""
+
+_SWEEP_SCRIPT = (
+    "    const moveFilm = (function () {" + _FILM_SCRIPT + "\n    })();\n" + r"""
+    const ns = "http://www.w3.org/2000/svg", last = values.length - 1;
+    const places = Array.from(body.querySelectorAll(".chart")), lists = Array.from(body.querySelectorAll("dl"));
+    let at = 0;
+    const make = (tag, attributes, text) => {
+      const element = document.createElementNS(ns, tag);
+      for (const name in attributes) element.setAttribute(name, attributes[name]);
+      if (text !== undefined) element.textContent = text;
+      return element;
+    };
+    const short = v => v === 0 ? "0" : String(Number(v.toPrecision(3))).replace("e+", "e").replace("-", "−");
+    function linear(low, high) {                                 // three to six round numbers that hold low and high
+      const rough = (high - low || Math.abs(high) || 1) / 4, power = 10 ** Math.floor(Math.log10(rough));
+      const step = power * [1, 2, 5, 10].find(times => times * power >= rough), ticks = [];
+      for (let k = Math.floor(low / step + 1e-9); k * step < high + step * (1 - 1e-9); k++) ticks.push(k * step);
+      return ticks;
+    }
+    function decades(low, high) {
+      const first = Math.floor(Math.log10(low)), end = Math.max(Math.ceil(Math.log10(high)), first + 1), ticks = [];
+      for (let k = first; k <= end; k += Math.ceil((end - first) / 4)) ticks.push(10 ** k);
+      return ticks.at(-1) < high ? ticks.concat(10 ** end) : ticks;
+    }
+    function chart(place, panel) {
+      const width = Math.max(200, Math.min(420, place.clientWidth)), height = 150, left = 44, right = 10, top = 8, bottom = 22;
+      const known = panel.lines.flatMap(line => line.points).filter(p => p !== null && !(panel.log && p[0] <= 0));
+      const reach = known.flatMap(p => panel.log ? [p[0]] : [p[0] - (p[1] || 0), p[0] + (p[1] || 0)]);
+      const ticks = (panel.log ? decades : linear)(Math.min(...reach), Math.max(...reach));
+      const scale = panel.log ? Math.log10 : v => v, low = scale(ticks[0]), high = scale(ticks.at(-1));
+      const x = k => left + 8 + (width - left - right - 16) * k / last;
+      const y = v => height - bottom - (height - top - bottom) * (scale(v) - low) / (high - low);
+      const svg = make("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "font-size": 11,
+        "aria-label": panel.title + ", marker at " + texts[at] + "; the numbers stand above"});
+      for (const v of ticks) {
+        svg.append(make("line", {x1: left, x2: width - right, y1: y(v), y2: y(v), stroke: "#e3e7eb"}));
+        svg.append(make("text", {x: left - 5, y: y(v) + 4, "text-anchor": "end", fill: "#57606a"}, short(v)));
+      }
+      const every = Math.ceil(values.length * 34 / (width - left - right));
+      texts.forEach((text, k) => {
+        if ((last - k) % every === 0) svg.append(make("text", {x: x(k), y: height - 6, "text-anchor": "middle", fill: "#57606a"}, text));
+      });
+      svg.append(make("line", {x1: x(at), x2: x(at), y1: top, y2: height - bottom, stroke: "#0969da", "stroke-width": 1.5,
+        class: "marker"}));
+      for (const line of panel.lines) {
+        const points = line.points.map((p, k) => p && [k, p[0], p[1]]).filter(p => p && !(panel.log && p[1] <= 0));
+        const path = list => list.map(p => x(p[0]).toFixed(1) + "," + y(p[1]).toFixed(1)).join(" ");
+        if (!panel.log && points.some(p => p[2])) svg.append(make("polygon", {fill: line.color, opacity: .18,
+          points: path(points.map(p => [p[0], p[1] + (p[2] || 0)]).concat(points.map(p => [p[0], p[1] - (p[2] || 0)]).reverse()))}));
+        svg.append(make("polyline", {points: path(points), fill: "none", stroke: line.color, "stroke-width": 2,
+          ...(line.constant ? {"stroke-dasharray": "5 4"} : {})}));
+        if (!line.constant) for (const p of points) svg.append(make("circle", {cx: x(p[0]), cy: y(p[1]), r: p[0] === at ? 4.5 : 2.5,
+          fill: line.color}));
+      }
+      place.replaceChildren(svg);
+    }
+    const charts = () => data.panels.forEach((panel, k) => chart(places[k], panel));
+    whenResized(charts);
+    return function (value, index) {
+      at = index;
+      moveFilm(value, index);
+      data.panels.forEach((panel, k) => lists[k].querySelectorAll("dd").forEach((shown, turn) => {
+        const point = panel.lines[turn].points[at];
+        shown.textContent = point === null ? "–" : point[2];
+      }));
+      charts();
+    };"""
+)
+
+
+def sweep_explorer(
+    pictures: Mapping[Any, Tensor], names: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[Any]]], *, label: str,
+    log: Sequence[str] = (), start: Any = None, texts: Sequence[str] | None = None, caption: str = "", uid: str | None = None,
+) -> Widget:
+    """Slide through a sweep of one setting: the same n images at each of its values, and what was measured there.
+
+    pictures: value of the setting to (n, c, h, w), float in [0, 1] or uint8; names: what stands under each image (n,).
+    panels: title of a chart to {series: one entry per value}, an entry being a number, (mean, deviation or None), or None where
+    nothing was measured; a series that is one number for all values is a level to compare with. log: titles of charts with
+    logarithmic heights, where what is not above 0 is left out. Values stand at equal distances, in the order given, and
+    texts are how they are printed.
+    """
+    from ddlib.plots import color
+
+    values = list(pictures)
+    rows = [_uint8(images) for images in pictures.values()]
+    if not rows or any(row.shape != rows[0].shape for row in rows) or len(rows[0]) != len(names):
+        shapes = ", ".join(str(row.shape) for row in rows) or "none"
+        raise ValueError(f"pictures must be the same (n, c, h, w) at every value and names n, got {shapes} and {len(names)} names")
+    if missing := set(log) - set(panels):
+        raise ValueError(f"log names {', '.join(sorted(missing))}, which is no panel; there are {', '.join(panels)}")
+    drawn, shown = [], []
+    for title, series in panels.items():
+        lines = []
+        for index, (name, given) in enumerate(series.items()):
+            constant = isinstance(given, int | float)
+            entries = [given] * len(values) if constant else list(given)
+            if len(entries) != len(values):
+                raise ValueError(f"{name!r} in {title!r} needs one entry for each of the {len(values)} values, got {len(entries)}")
+            points = [_point(entry) for entry in entries]
+            if title in log and not any(point and point[0] > 0 for point in points):
+                raise ValueError(f"{name!r} in {title!r} has nothing above 0, so it cannot be drawn on a logarithmic scale")
+            lines.append({"name": name, "points": points, "constant": constant, "color": "#57606a" if constant else color(name, index)})
+        drawn.append({"title": title, "log": title in log, "lines": lines})
+        terms = "".join(f'<dt><span class="swatch" style="background:{line["color"]}"></span>{escape(line["name"])}</dt><dd></dd>'
+                        for line in lines)
+        shown.append(f'<div><strong>{escape(title)}</strong><dl aria-live="polite">{terms}</dl><div class="chart"></div></div>')
+    sprite, _, _ = _sprite(np.stack(rows))
+    film = "".join(f'<figure><i role="img" aria-label="{escape(name, quote=True)}"></i>{escape(name)}</figure>' for name in names)
+    body = (f'<div class="sweep"><div class="film">{film}</div><div class="panels">{"".join(shown)}</div>'
+            + (f'<p class="said">{escape(caption)}</p>' if caption else "")
+            + "<noscript>The pictures and charts need JavaScript.</noscript></div>")
+    return page(uid, label=label, values=[str(value) for value in values], texts=texts or [_text(value) for value in values],
+                start=None if start is None else str(start), script=_SWEEP_SCRIPT, css=_SWEEP_CSS, body=body,
+                data={"sprite": sprite, "columns": len(names), "panels": drawn})
+
+
+def _point(entry: Any) -> list[Any] | None:
+    """[mean, deviation or None, both as text] with three digits."""
+    mean, deviation = (*entry, None)[:2] if isinstance(entry, tuple | list) else (entry, None)
+    if mean is None or not math.isfinite(mean):
+        return None
+    if deviation is not None and not math.isfinite(deviation):
+        deviation = None
+    digits = (lambda value: f"{value:.1f}") if deviation is not None else (lambda value: f"{value:.3g}")
+    text = digits(mean) + ("" if deviation is None else f" ± {digits(deviation)}")
+    return [float(f"{mean:.5g}"), None if deviation is None else float(f"{deviation:.3g}"), text.replace("-", "−")]
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from ddlib import data, evaluate, models, papers, runs
+from ddlib import data, evaluate, methods, models, papers, runs
 from ddlib.distilled import GeneratorSet
 from ddlib.methods import cgan, dim, gld, skd
 
@@ -156,7 +157,7 @@ def test_all_methods_share_one_gan_and_other_settings_another(toy, tmp_path, mon
         config = replace(TINIEST[method.NAME], ipc=10, steps=9, lr=1.0, seed=5, weight=3.0)
         method.prepare(toy, config)
     assert len(list((tmp_path / "gan").iterdir())) == 1
-    assert len(list(dim.gan_folder(toy, TINY).glob("snapshots/step-*"))) == TINY.gan_steps == 2      # of so few, all are kept
+    assert len(list(cgan.folder(toy, TINY.gan()).glob("snapshots/step-*"))) == TINY.gan_steps == 2      # of so few, all are kept
     for changed in ({"gan_width": 5}, {"gan_steps": 7}, {"gan_seed": 1}, {"objective": "log"}, {"gan_average": 0.9}, {"gan_lr": 1e-3}):
         with pytest.raises(pytest.fail.Exception):
             dim.prepare(toy, replace(TINY, **changed))
@@ -315,3 +316,12 @@ def test_a_network_of_the_pool_that_cannot_see_the_images_is_found_before_the_ga
 def test_a_gan_that_a_matching_run_cannot_name_is_refused():
     with pytest.raises(ValueError, match="beta1"):
         dim.from_gan(replace(cgan.PRESETS["tiny"], beta1=0.5))
+
+
+def test_the_command_of_a_gan_makes_the_one_that_others_start_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DDLIB_RUNS", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["cgan", "--preset", "tiny", "--steps", "2"])
+    assert methods.main(cgan) == 0
+    monkeypatch.setattr(cgan, "distill", lambda *_: pytest.fail("it was trained again"))
+    dim.prepare(data.load("toy"), dim.from_gan(replace(cgan.PRESETS["tiny"], steps=2), pool_widths="4,4,4"))
+    assert [path.name for path in tmp_path.iterdir()] == ["gan"]

@@ -132,6 +132,11 @@ def test_fresh_batches_are_as_large_as_those_of_the_frozen_set(ipc, sizes):
     assert PROTOCOLS["dim"].sizes(10 * ipc) == (64,)                                    # also where the whole set has 10 images
 
 
+def test_skds_protocols_are_dims_with_another_batch():
+    found = [replace(PROTOCOLS[f"skd-{ipc}"], name="dim", source=PROTOCOLS["dim"].source) for ipc in (1, 10, 50)]
+    assert found == [replace(PROTOCOLS["dim"], batch_size=batch) for batch in (32, 64, 128)]
+
+
 def test_resampled_protocols_differ_from_strict_in_freshness_only():
     for name in ("strict", "strict-cpu"):
         fresh = PROTOCOLS[f"{name}-resampled"]

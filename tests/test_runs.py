@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -77,6 +78,24 @@ def test_two_processes_never_share_a_folder(toy, tmp_path):
     with runs.alone(tmp_path), pytest.raises(ValueError, match="another process is working"):
         runs.run(dm, TINY, tmp_path, real=toy)
     assert runs.run(dm, TINY, tmp_path, real=toy).finished
+
+
+def test_a_run_that_may_wait_starts_when_the_folder_is_free(toy, tmp_path):
+    left = threading.Event()
+
+    def work():
+        with runs.alone(tmp_path):
+            entered.set()
+            time.sleep(0.5)
+            left.set()
+
+    entered, worker = threading.Event(), threading.Thread(target=work)
+    worker.start()
+    entered.wait()
+    assert runs.run(dm, TINY, tmp_path, real=toy, wait=True).finished and left.is_set()
+    worker.join()
+    with runs.alone(tmp_path), pytest.raises(ValueError, match="another process is working"):
+        runs.run(dm, TINY, tmp_path, real=toy, wait=True, minutes=0.01)
 
 
 def test_damaged_settings_are_named(toy, tmp_path):

@@ -68,6 +68,16 @@ def softening(**changes):
     return widgets.tau_explorer(**({"examples": EXAMPLES, "classes": list("abcdef"), "uid": "tau"} | changes))
 
 
+SWEPT = {"loss": {"ours": [(3.0, 0.5), (2.0, None), 1.0], "none": 2.5}, "size": {"a": [1e-5, 0.0, 100.0], "b": [1.0, None, 2.0]}}
+
+
+def swept(**changes):
+    """Three images at each of the values 0, 0.001 and 10, and two charts."""
+    arguments = {"pictures": dict(zip((0, 0.001, 10), pictures(), strict=True)), "names": list("abcdefghijkl"), "panels": SWEPT,
+                 "log": ["size"], "label": "omega", "uid": "swept"}
+    return widgets.sweep_explorer(**(arguments | changes))
+
+
 class Structure(HTMLParser):
     """Elements with their attributes; unbalanced tags are an error."""
 
@@ -97,6 +107,7 @@ WIDGETS = {
     "ipc_explorer": lambda **o: explorer(**o),
     "epsilon_explorer": lambda **o: pruning(**o),
     "tau_explorer": lambda **o: softening(**o),
+    "sweep_explorer": lambda **o: swept(**o),
 }
 
 
@@ -478,6 +489,51 @@ def test_the_logits_of_the_tau_explorer_move_and_come_back(show):
     assert all(now != then for now, then in zip(look()[-3:], before[-3:], strict=True))                  # every picture
     page.locator("#tau select").first.select_option("any")
     assert look() == before
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"names": ["a"]}, "names n, got .* and 1 names"), ({"pictures": {}}, "got none"), ({"log": ["weight"]}, "weight, which is no panel"),
+    ({"panels": {"loss": {"ours": [1.0]}}}, "'ours' in 'loss' needs one entry for each of the 3 values, got 1"),
+    ({"panels": {"size": {"none": 0.0}}}, "'none' in 'size' has nothing above 0"), ({"start": 5}, "start='5' is not among"),
+])
+def test_wrong_arguments_of_a_sweep_are_answered_in_one_sentence(changes, message):
+    with pytest.raises(ValueError, match=message):
+        swept(**changes)
+
+
+@pytest.mark.browser
+def test_the_sweep_explorer_shows_the_images_and_numbers_of_its_stop(show):
+    page = show(swept(start=0.001))
+    numbers = lambda: page.locator("#swept dd").all_inner_texts()
+    marker = lambda: float(page.locator("#swept .marker").first.get_attribute("x1"))
+    row = lambda: page.locator("#swept .film i").nth(2).evaluate("tile => tile.style.backgroundPosition")
+    assert page.locator("#swept output").inner_text() == "0.001"
+    assert numbers() == ["2", "2.5", "0", "–"] and row() == "-168px -84px"
+    middle = marker()
+    page.locator("#swept input").press("Home")
+    assert numbers() == ["3.0 ± 0.5", "2.5", "1e−05", "1"] and row() == "-168px 0px" and marker() < middle
+    page.locator("#swept input").press("End")
+    assert numbers() == ["1", "2.5", "100", "2"] and row() == "-168px -168px" and marker() > middle
+
+
+@pytest.mark.browser
+def test_the_sweep_explorer_draws_its_heights_in_order_and_to_scale(show):
+    page = show(swept())
+    circles = page.locator("#swept svg").nth(0).locator("circle")
+    heights = [float(circle.get_attribute("cy")) for circle in circles.all()]
+    assert heights[0] < heights[1] < heights[2] and math.isclose(heights[1] - heights[0], heights[2] - heights[1], abs_tol=0.01)
+    first = page.locator("#swept svg").nth(1).locator("polyline").nth(0).get_attribute("points").split()
+    assert len(first) == 2                                       # on a logarithmic scale 0 has no place
+    ticks = page.locator("#swept svg").nth(1).locator("text").all_inner_texts()
+    assert {"0.00001", "100"} <= set(ticks) | {text.replace("1e−5", "0.00001") for text in ticks}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("build", [explorer, swept])
+def test_no_widget_is_wider_than_a_phone(show, build):
+    page = show(build(), width=390)
+    page.add_style_tag(content="div.body {min-width: 360px; max-width: 800px}")  # the book's theme means its own
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.browser

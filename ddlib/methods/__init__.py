@@ -96,7 +96,7 @@ def main(method: Method) -> int:
         prog=f"python -m ddlib.methods.{method.NAME.lower().replace('-', '_')}",
         description=f"Distil with {method.NAME}. Called again with the same --out, it goes on where it stopped.")
     parser.add_argument("--preset", default="tiny", help=f"one of {', '.join(sorted(method.PRESETS))} (default tiny)")
-    parser.add_argument("--out", help="folder for the run (default runs/METHOD/PRESET-SEED)")
+    parser.add_argument("--out", help="folder for the run (default runs/METHOD/PRESET-SEED; of a GAN, the one that others start from)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after about this many minutes")
     parser.add_argument("--snapshots", type=int, default=0, metavar="N", help="also keep N sets from along the way, in --out/snapshots")
     parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
@@ -125,7 +125,6 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
     started = time.monotonic()
     train.keep_freed_memory()
     config = dataclasses.replace(preset(method, arguments.preset), **changes)
-    out = arguments.out or runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}")
     usual = (getattr(config, "network", "convnet3"), getattr(config, "width", None))
     networks = [parse_network(text) for text in arguments.networks] or [usual]
     ipcs = getattr(arguments, "ipcs", None) or [None]            # None: what the set holds
@@ -146,7 +145,10 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
     real = runs.load_data(config, arguments.data).to(runs.pick_device())
     for protocol, _ in missing:                                  # a network that cannot be, before hours of work and not after them
         models.build(protocol.network, shape=real.shape, num_classes=real.num_classes, width=protocol.width, seed=0)
-    result = runs.run(method, config, out, real=real, minutes=arguments.minutes, snapshots=arguments.snapshots)
+    shared = getattr(method, "folder", None)                     # a GAN lies where the methods that start from it look for one
+    out = arguments.out or (shared(real, config) if shared else runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}"))
+    result = runs.run(method, config, out, real=real, minutes=arguments.minutes, snapshots=arguments.snapshots,
+                      keep_checkpoint=shared is not None)
     if result.syn is None:
         print(f"stopped after {result.minutes:.1f} minutes at step {result.steps} of {result.total}; "
               f"the same command goes on from here ({result.folder})")

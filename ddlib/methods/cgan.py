@@ -11,17 +11,20 @@ Cost of a step, per image: 4 forward passes of the generator and about 15 of the
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ddlib import gan, train
+from ddlib import gan, runs, train
 from ddlib.data import ImageSet
 from ddlib.distilled import GeneratorSet
 from ddlib.methods import Diverged, State, Step, check_finite, main, versions
@@ -198,6 +201,12 @@ def follow(average: torch.nn.Module, net: torch.nn.Module, decay: float) -> None
             kept.lerp_(now[name], 1 - decay)
         else:
             kept.copy_(now[name])
+
+
+def folder(real: ImageSet, config: CGANConfig) -> Path:
+    """Where this GAN of these images is kept: one folder for all methods that start from it."""
+    claim = json.dumps([asdict(config), real.fingerprint], sort_keys=True)
+    return runs.folder("gan", f"{config.dataset}-w{config.gan_width}-{hashlib.sha256(claim.encode()).hexdigest()[:12]}")
 
 
 def distill(real: ImageSet, config: CGANConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:

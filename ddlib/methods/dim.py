@@ -12,14 +12,11 @@ Cost of a step: that of the GAN and `net_steps` training steps of a pool network
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -213,17 +210,12 @@ class Pool:
 
 # ------------------------------------------------------------------------------------------------------------ the loop
 
-def gan_folder(real: ImageSet, config: MatchConfig) -> Path:
-    """Where the GAN that config.gan() asks for is kept; one folder for all methods that start from it."""
-    claim = json.dumps([asdict(config.gan()), real.fingerprint], sort_keys=True)
-    return runs.folder("gan", f"{config.dataset}-w{config.gan_width}-{hashlib.sha256(claim.encode()).hexdigest()[:12]}")
-
-
 def trained_gan(real: ImageSet, config: MatchConfig, minutes: float = math.inf) -> dict[str, Any]:
     """The state of the GAN that config.gan() asks for, trained if nobody has yet. TimeoutError when the time is up before."""
-    folder = gan_folder(real, config)
+    folder = cgan.folder(real, config.gan())
     if not (folder / "distilled.safetensors").is_file():
-        result = runs.run(cgan, config.gan(), folder, real=real, minutes=minutes, snapshots=SNAPSHOTS, keep_checkpoint=True)
+        result = runs.run(cgan, config.gan(), folder, real=real, minutes=minutes, snapshots=SNAPSHOTS, keep_checkpoint=True,
+                          wait=True)
         if not result.finished:
             raise TimeoutError(f"the GAN is at step {result.steps} of {result.total} and the time is up")
     return runs.read_checkpoint(folder)
