@@ -1044,10 +1044,10 @@ def sweep_explorer(
         raise ValueError(f"log names {', '.join(sorted(missing))}, which is no panel; there are {', '.join(panels)}")
     drawn, shown = [], []
     for title, series in panels.items():
-        lines = []
+        lines: list[dict[str, Any]] = []
         for index, (name, given) in enumerate(series.items()):
             constant = isinstance(given, int | float)
-            entries = [given] * len(values) if constant else list(given)
+            entries: list[Any] = [given] * len(values) if constant else list(given)
             if len(entries) != len(values):
                 raise ValueError(f"{name!r} in {title!r} needs one entry for each of the {len(values)} values, got {len(entries)}")
             points = [_point(entry) for entry in entries]
