@@ -274,6 +274,7 @@ PRESETS = {
     "cpu": from_gan(cgan.PRESETS["cpu"], **SMALL),
     "cpu-full": from_gan(cgan.PRESETS["cpu-full"], **FULL),
     "cpu-full-mnist": from_gan(cgan.PRESETS["cpu-full-mnist"], **FULL),
+    "cpu-cifar10": from_gan(cgan.PRESETS["cpu-cifar10"], **FULL),
     "gpu": from_gan(cgan.PRESETS["gpu"], steps=7000, lr=2e-5, net_steps=4, redraw=50),    # nearly 10 epochs
 }
 # Tables 1 and 2 of SKD and GLD: 100 epochs of the nine tenths that are not held out, a network for each; one run serves every ipc
