@@ -145,6 +145,13 @@ def test_the_magnitudes_of_all_terms_are_logged(toy, method, names):
     assert_close(twice.losses["ratio"], 2 * step.losses["ratio"], rtol=1e-4, atol=0)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.NAME)
+def test_a_gpu_matches_the_same_images(toy, method):
+    here, there = ([step.losses["match"] for step in method.distill(real, TINIEST[method.NAME])] for real in (toy, toy.to("cuda")))
+    assert there == pytest.approx(here, rel=0.05)
+
+
 # ----------------------------------------------------------------------------------------------- the GAN it starts from
 
 def test_all_methods_share_one_gan_and_other_settings_another(toy, tmp_path, monkeypatch):

@@ -403,6 +403,12 @@ def test_low_precision_plays_the_same_game_roughly(toy, precision):
     assert losses[-1] == pytest.approx(wanted[-1], rel=0.2, abs=0.1)
 
 
+@pytest.mark.gpu
+def test_a_gpu_plays_the_same_game(toy):
+    there = play(cgan.Game(toy.to("cuda"), TINY), toy.to("cuda"), 2, rng())
+    assert there[-1] == pytest.approx(play(cgan.Game(toy, TINY), toy, 2, rng())[-1], rel=1e-2, abs=1e-2)
+
+
 @pytest.mark.parametrize("name", sorted(cgan.PRESETS))
 def test_every_preset_is_complete(name):
     config = cgan.PRESETS[name]
