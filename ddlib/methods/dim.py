@@ -268,7 +268,7 @@ def from_gan(config: cgan.CGANConfig, **changes: Any) -> DiMConfig:
 
 # As published, matching goes on at a twentieth of the GAN's rate
 SMALL: dict[str, Any] = {"steps": 150, "batch_size": 32, "lr": 1e-4, "pool_widths": "16,8,8", "net_steps": 2, "redraw": 50}
-FULL: dict[str, Any] = {"steps": 1000, "batch_size": 64, "lr": 5e-5, "pool_widths": "32,16,16", "net_steps": 2, "redraw": 50}
+FULL: dict[str, Any] = {"steps": 500, "batch_size": 64, "lr": 5e-5, "pool_widths": "32,16,16", "net_steps": 2, "redraw": 50}
 PRESETS = {
     "tiny": from_gan(cgan.PRESETS["tiny"], steps=4, batch_size=16, lr=5e-5, pool_widths="4,4,4", net_steps=2, redraw=2),
     "cpu": from_gan(cgan.PRESETS["cpu"], **SMALL),
