@@ -942,7 +942,8 @@ def tau_explorer(
 
 
 _SWEEP_CSS = _FILM_CSS + """
-.ddlib-widget .sweep .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(17em,100%),1fr));gap:.7em 1.2em;margin-top:.8em}
+.ddlib-widget .sweep .film{max-width:none}
+.ddlib-widget .sweep .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(19em,100%),1fr));gap:.7em 1.2em;margin-top:.8em}
 .ddlib-widget .sweep .panels>div{min-width:0}
 .ddlib-widget .sweep strong{font-weight:600;font-size:.9em}
 .ddlib-widget .sweep dl{display:grid;grid-template-columns:1fr max-content;gap:0 .8em;margin:.1em 0 .2em;font-size:.9em;line-height:1.35}
@@ -950,10 +951,16 @@ _SWEEP_CSS = _FILM_CSS + """
 .ddlib-widget .sweep dd{margin:0;text-align:right;font-weight:600;font-variant-numeric:tabular-nums}
 .ddlib-widget .sweep .swatch{display:inline-block;width:1.3em;height:.28em;margin-right:.45em;vertical-align:middle}
 .ddlib-widget .sweep .said{color:#57606a;margin:.6em 0 0;font-size:.92em}
+@media (max-width:480px){.ddlib-widget .sweep .film{grid-template-columns:repeat(5,minmax(0,1fr));font-size:.85em}
+.ddlib-widget .sweep .film i{width:100%;height:auto;aspect-ratio:1}}
 """
 
-_SWEEP_SCRIPT = (
-    "    const moveFilm = (function () {" + _FILM_SCRIPT + "\n    })();\n" + r"""
+_SWEEP_SCRIPT = r"""
+    const tiles = Array.from(body.querySelectorAll("i")), share = (k, count) => 100 * k / Math.max(count - 1, 1) + "%";
+    for (const tile of tiles) {
+      tile.style.backgroundImage = "url(" + data.sprite + ")";
+      tile.style.backgroundSize = 100 * data.columns + "% " + 100 * values.length + "%";
+    }
     const ns = "http://www.w3.org/2000/svg", last = values.length - 1;
     const places = Array.from(body.querySelectorAll(".chart")), lists = Array.from(body.querySelectorAll("dl"));
     let at = 0;
@@ -1011,14 +1018,15 @@ _SWEEP_SCRIPT = (
     whenResized(charts);
     return function (value, index) {
       at = index;
-      moveFilm(value, index);
+      tiles.forEach((tile, column) => {
+        tile.style.backgroundPosition = share(column, data.columns) + " " + share(index, values.length);
+      });
       data.panels.forEach((panel, k) => lists[k].querySelectorAll("dd").forEach((shown, turn) => {
         const point = panel.lines[turn].points[at];
         shown.textContent = point === null ? "–" : point[2];
       }));
       charts();
     };"""
-)
 
 
 def sweep_explorer(

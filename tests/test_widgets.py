@@ -508,12 +508,12 @@ def test_the_sweep_explorer_shows_the_images_and_numbers_of_its_stop(show):
     marker = lambda: float(page.locator("#swept .marker").first.get_attribute("x1"))
     row = lambda: page.locator("#swept .film i").nth(2).evaluate("tile => tile.style.backgroundPosition")
     assert page.locator("#swept output").inner_text() == "0.001"
-    assert numbers() == ["2", "2.5", "0", "–"] and row() == "-168px -84px"
+    assert numbers() == ["2", "2.5", "0", "–"] and row() == "18.1818% 50%"
     middle = marker()
     page.locator("#swept input").press("Home")
-    assert numbers() == ["3.0 ± 0.5", "2.5", "1e−05", "1"] and row() == "-168px 0px" and marker() < middle
+    assert numbers() == ["3.0 ± 0.5", "2.5", "1e−05", "1"] and row() == "18.1818% 0%" and marker() < middle
     page.locator("#swept input").press("End")
-    assert numbers() == ["1", "2.5", "100", "2"] and row() == "-168px -168px" and marker() > middle
+    assert numbers() == ["1", "2.5", "100", "2"] and row() == "18.1818% 100%" and marker() > middle
 
 
 @pytest.mark.browser
