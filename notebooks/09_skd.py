@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 9. Self-knowledge distillation
 #
-# *About two and a half minutes on one CPU core, one of them for a GAN that chapters 7 to 9 share; 1.5 GB. Paper: Li, Li, Togo, Maeda, Ogawa and Haseyama, "Generative Dataset
-# Distillation Based on Self-Knowledge Distillation", ICASSP 2025 (SKD). It builds on chapter 7: Wang et al., "DiM: Distilling Dataset
-# into Generative Model", 2023.*
+# *About two and a half minutes on one CPU core, one of them for a GAN that chapters 7 to 9 share; 1.5 GB. Paper: Li, Li, Togo, Maeda,
+# Ogawa and Haseyama, "Generative Dataset Distillation Based on Self-Knowledge Distillation", ICASSP 2025 (SKD). It builds on chapter 7:
+# Wang et al., "DiM: Distilling Dataset into Generative Model", 2023.*
 #
 # ## Why
 # In chapter 7 a generator went on training while a network looked at real and at generated images of the same class, and was to
@@ -342,17 +342,17 @@ plots.loss_curve({title: metrics[title]["ratio"] for title in ratios}, xlabel="u
                  log=True, smooth=9)
 
 # %% [markdown]
-# *Table.* The whole term of equation 7 is about a hundredth of `g_class`, and its gradient half a hundredth of the GAN's, or less. (The factor
-# $\tau^2=4$ is in it already; `g_source` is a score without a zero, so only its gradient means anything.) With weight 0 the
+# *Table.* The whole term of equation 7 is about a hundredth of `g_class`, and its gradient half a hundredth of the GAN's, or less. (The
+# factor $\tau^2=4$ is in it already; `g_source` is a score without a zero, so only its gradient means anything.) With weight 0 the
 # term is computed and not used, and $L_{\mathrm{SKD}}$ is the same to the last digit shown: these updates with the term have not
-# lowered it. *Figure* (faint: every update; strong: a running mean). With standardization the ratio is largest when a network is new and
-# sure of nothing: the price above, at the start and again at update 50, when the next network is drawn. Without it there is no such
-# peak, and the gradient is two to three times as long. So the ablation changes two things at once: what is compared, and **how much
-# it weighs**.
+# lowered it. *Figure* (faint: every update; strong: a running mean). With standardization the ratio is largest when the network is new
+# and sure of nothing: the price above. At update 50 the next network is drawn, often of another kind, and both curves jump. Without
+# standardization the gradient is two to three times as long on average. So the ablation changes two things at once: what is
+# compared, and **how much it weighs**.
 #
-# Two more runs take the second one away: SKD with a hundred times the weight, and raw with just so much weight that its gradient is as
-# long as that one's. Then all generators are asked for the same images, same class and same noise, and we measure how far the
-# images are apart: the root of the mean squared difference of pixels, from 0 to 255.
+# Two more runs take the second one away: SKD with a hundred times the weight, *strong*, and *strong raw* with just so much weight that
+# its gradient is as long as that one's. Then all generators are asked for the same images, same class and same noise, and we measure
+# how far the images are apart: the root of the mean squared difference of pixels, from 0 to 255.
 
 # %%
 even = float(f"{strong * weight * ratios['SKD'] / ratios['raw']:.2g}") if ratios["raw"] else strong * weight
@@ -360,8 +360,8 @@ heavy = {"strong": replace(config, weight=strong * weight), "strong raw": replac
 for title, each in heavy.items():
     finished[title] = go_on(f"{title} {each.weight:g}", each)
     ratios[title] = statistics.mean(finished[title].metrics()["ratio"])
-    lowest = statistics.mean(finished[title].metrics()["skd"]) / statistics.mean((metrics["raw"] if "raw" in title else metrics["SKD"])["skd"])
-    print(f"{title}: weight {each.weight:g}, ratio {ratios[title]:.2f},\n  its divergence {lowest:.2f} of that with the paper's weight")
+    kept = size(finished[title].metrics()["skd"]) / size(metrics["SKD" if each.standardize else "raw"]["skd"])
+    print(f"{title}: weight {each.weight:g}, ratio {ratios[title]:.2f},\n  its divergence: {kept:.2f} of that with the small weight")
 generators = {"CGAN": origin} | {title: result.syn for title, result in finished.items()}
 wanted = torch.arange(real.num_classes).repeat_interleave(20)
 same_noise = {title: (syn.sample(wanted, runs.stream(seed, "same noise")).cpu() + 1) * 127.5 for title, syn in generators.items()}
@@ -377,12 +377,12 @@ plots.image_grid(torch.cat([same_noise[title][few] / 255 for title in rows_shown
                  caption=", ".join(real.classes[wanted[place]] for place in few) + "; same noise in each column")
 
 # %% [markdown]
-# The updates change the images much (first line), and the term hardly: SKD and the control differ by half a grey level or less, and no
-# eye finds the difference in the picture. With a hundred times the weight its gradient is a third to a half as long as the GAN's own, and the
-# images are still within a few grey levels. Part of even that means nothing: a GAN's course is unstable, and any small push ends in somewhat
-# other images. (Nor is the first line all progress. The GAN was trained at a rate twenty times as high, which moves its images back and
-# forth; what chapter 7 keeps is an *average* of its last fifty updates or so, and now, at the small rate, the average settles on where
-# the game stands.)
+# The updates change the images much (first line), and the term hardly: SKD and the control differ by half a grey level or less, and
+# no eye finds the difference in the picture. With a hundred times the weight its gradient is a third to a half as long as the GAN's
+# own, and the images are still within a few grey levels. Part of even that means nothing: a GAN's course is unstable, and any small
+# push ends in somewhat other images. (Nor is the first line all progress. The GAN was trained at a rate twenty times as high, which
+# moves its images back and forth; what chapter 7 keeps is an *average* of its last fifty updates or so, and now, at the small rate,
+# the average settles on where the game stands.)
 #
 # Why does a strong term do so little? Its divergence stays where it was (printed above the table). One reason is the twins: the images
 # may be as close to real ones as real ones are to each other before SKD begins. With seed 2 they are not, and the divergence still
@@ -411,23 +411,24 @@ as_many = max(1, round(weights / scalars))                         # images per 
 rows, accuracies = [], {}
 for count in sorted({config.ipc, as_many}):
     random_sets = [select.random(real, count, runs.stream(seed, "random", k)) for k in range(repeats)]
-    accuracies["Random", count] = tested(f"Random {count}", random_sets, "frozen", method="Random")       # stored images cannot be drawn anew
+    accuracies["Random", count] = tested(f"Random {count}", random_sets, "frozen", method="Random")      # nothing to draw anew
 for title, syn in generators.items():
     each = (variants | heavy).get(title)
     method, variant = ("CGAN", "") if each is None else ("DiM", "weight 0.0") if title == "weight 0" else ("SKD", each.variant)
+    about = {"method": method, "variant": variant, "distilling": finished[title].minutes if each else 0.0}
     for how in recipes:
-        accuracies[title, how] = tested(f"{title} {each.weight:g}" if each else title, syn, how, method=method, variant=variant, distilling=finished[title].minutes if each else 0.0)
+        accuracies[title, how] = tested(f"{title} {each.weight:g}" if each else title, syn, how, **about)
 
 
 def side_by_side(rows, dataset, ipc, columns, published_as=None):
-    """One line per method and variant: what SKD's paper prints, and our rows under each protocol of `columns`; the latest row wins."""
+    """A line for each method and variant: what SKD's paper prints, and our rows under the protocols `columns`; the latest row wins."""
     found = {}
     for row in rows:
         if (row["dataset"], str(row["ipc"]), row["eval_arch"]) == (dataset, str(ipc), "convnet3") and row["protocol"] in columns.values():
             variant = ", ".join(part for part in row["variant"].split(", ") if part and not part.startswith("width"))
             found.setdefault((row["method"], variant), {})[row["protocol"]] = row
-    lines = []
-    for (method, variant), ours in found.items():
+    lines, order = [], ("Random", "CGAN", "DiM", "GLD", "SKD")
+    for (method, variant), ours in sorted(found.items(), key=lambda item: order.index(item[0][0])):
         known = variant in ("", "no standardization") and (published_as or dataset) in papers.dataset_names()
         cells = papers.published(published_as or dataset, method, ipc, variant=variant, paper="SKD") if known else []
         each = (f"{float(ours[how]['accuracy_mean']):.1f}±{float(ours[how]['accuracy_std']):.1f}" if how in ours else "-"
@@ -465,17 +466,18 @@ assert not is_default or max(abs(gain.mean()) for gain in gains.values()) < 3
 
 # %% [markdown]
 # *Read down.* The generators beat one random image per class. Among the last five lines nothing can be ranked: their means are a few tenths
-# apart, their spreads one or two points. The comparison can be made sharper, since network number $k$ has the same first weights and
-# the same random numbers in every line. Its differences from the control, printed below the table, are a few tenths up or down in every
-# network, with a hundred times the weight, too. So in this run **nothing separates SKD from a GAN that trains on, with or
-# without standardization**; the claim printed is that no mean difference exceeds three points.
+# apart, their spreads one or two points, and another seed of the GAN moves all of them together by more (with seed 1, frozen 60 and
+# resampled 68). The comparison can be made sharper, since network number $k$ has the same first weights and the same random numbers in
+# every line. Its differences from the control, printed below the table, go up and down, with a hundred times the weight, too. So in
+# this run **nothing separates SKD from a GAN that trains on, with or without standardization**; the claim printed is that no mean
+# difference exceeds three points.
 #
-# *Read across.* Frozen and resampled are two questions, and their difference, about ten points here, is larger than that between any two
+# *Read across.* Frozen and resampled are two questions, and the difference, ten points here, is larger than any between two of these
 # generators. Only the frozen column compares with Random and with earlier chapters.
 #
-# *Read the budget.* This narrow generator is stored in as many numbers as six images per class. Random at IPC 6, the fair neighbour, is far
-# above the frozen generator at IPC 1 and level with the resampled one. At this size a generator saves no storage; it pays when
-# one wants ever more images from the same weights (chapter 7).
+# *Read the budget.* This narrow generator is stored in as many numbers as six images per class. Random at IPC 6, the fair neighbour,
+# is far above the frozen generator at IPC 1 and about level with the resampled one. At this size a generator saves no storage; it
+# pays when one wants ever more images from the same weights (chapter 7).
 #
 # ## The paper and us
 # What does standardization gain in the paper? Its tables 1 and 2 print SKD with and without it, and DiM, as mean and standard deviation
@@ -577,10 +579,11 @@ for factor in (0.0, 0.01, 1.0, 100.0):
     ends[factor] = (taken[-1][1].sample(wanted, runs.stream(seed, "same noise")).cpu() + 1) * 127.5
     means[factor] = statistics.mean(losses["skd"] for losses, _ in taken[5:])
     apart = float((ends[factor] - ends[0.0]).square().mean().sqrt())
-    print(f"weight {factor:6.2f}: ratio {statistics.mean(losses['ratio'] for losses, _ in taken):7.3f}, {apart:.2f} grey levels from weight 0, "
-          f"divergence {means[factor] / means[0.0]:.3f} of its")
-print("The ratio grows with the weight: at a few hundred times the paper's the two\ngradients are equally long. Even far beyond, ten updates "
-      "hardly lower the divergence:\nAdam makes them as long as before, and only turns them.")
+    ratio = statistics.mean(losses["ratio"] for losses, _ in taken)
+    print(f"weight {factor:6.2f}: ratio {ratio:6.2f}; from weight 0 {apart:.2f} grey levels, divergence {means[factor] / means[0.0]:.2f} "
+          "of its")
+print("The ratio grows with the weight: at a few hundred times the paper's the two\ngradients are equally long. Even far beyond, ten "
+      "updates hardly lower the divergence:\nAdam makes them as long as before, and only turns them.")
 
 # %% [markdown]
 # **2. Change an equation.** Leave out $\tau^2$: how does the gradient's length depend on $\tau$ with and without it? Then exchange real and
