@@ -444,8 +444,7 @@ def side_by_side(rows, dataset, ipc, columns, published_as=None):
 
 
 published_as = "fashion_mnist" if config.dataset == "fashion_mini" else None
-small_columns = {how: recipe.name for how, recipe in recipes.items()}
-display(side_by_side(rows, config.dataset, config.ipc, small_columns, published_as))
+display(side_by_side(rows, config.dataset, config.ipc, {how: recipe.name for how, recipe in recipes.items()}, published_as))
 pm = lambda values: f"{values.mean():.1f}" + (f"±{values.std():.1f}" if len(values) > 1 else "")
 print(f"a generator: {weights:,} numbers,\n  {weights / scalars:.1f} images per class")
 print(f"Random at IPC {as_many}: {pm(accuracies['Random', as_many])}")
@@ -528,9 +527,9 @@ measured = [row for row in evaluate.read_rows() if row["method"] in ("Random", "
 for dataset in ("fashion_mini", "mnist", "fashion_mnist", "cifar10"):
     for budget in (1, 10, 50):
         mine = [row for row in measured if (row["dataset"], row["ipc"]) == (dataset, str(budget))]
-        columns = small_columns | ({"dim": "dim"} if any(row["protocol"] == "dim" for row in mine) else {})
-        if any(row["method"] == "SKD" and row["protocol"] in columns.values() for row in mine):
-            display(side_by_side(mine, dataset, budget, columns, "fashion_mnist" if dataset == "fashion_mini" else None))
+        for columns in ({"frozen": protocol, "resampled": f"{protocol}-resampled"}, {"dim": "dim"}):
+            if any(row["method"] == "SKD" and row["protocol"] in columns.values() for row in mine):
+                display(side_by_side(mine, dataset, budget, columns, "fashion_mnist" if dataset == "fashion_mini" else None))
 if not any(row["method"] == "SKD" for row in measured):
     print("SKD in a larger run:", papers.NOT_RUN)
 for row in rows if results else []:
