@@ -196,7 +196,7 @@ def gradient(term):
     return float(torch.autograd.grad(term, fake, retain_graph=True)[0].norm())
 
 
-reductions = ("mean", "batchmean", "sum")
+reductions = ("sum", "mean", "batchmean")
 own = gan.generator_loss(game.discriminator, fake, labels, config.objective)
 unit = gradient(own["total"])
 losses = {"global": lambda pair, reduction: gld.global_loss(pair[0].logits, pair[1].logits, reduction),
@@ -210,7 +210,7 @@ for title, moments in seen.items():
         for moment, pair in zip(("as drawn", "trained"), moments, strict=True):
             for reduction in reductions:
                 pull[title, term, moment, reduction] = paper_weight[term] * gradient(loss(pair, reduction)) / unit
-lines += [(f"GAN, {title}", nice(abs(own[key].item())), "-", "-") for title, key in (("|source|", "source"), ("class", "class"))]
+lines += [(f"GAN, {title}", "-", nice(abs(own[key].item())), "-") for title, key in (("|source|", "source"), ("class", "class"))]
 columns = ("network, term", *reductions)
 display(papers.Table(columns, tuple(lines), numeric=frozenset(reductions), caption="Values, without weights"))
 for moment in ("trained", "as drawn"):
