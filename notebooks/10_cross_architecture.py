@@ -16,6 +16,7 @@
 import hashlib
 import json
 import math
+import re
 import statistics
 
 import torch
@@ -96,7 +97,8 @@ papers.Table(columns, tuple(described(name, syn) for name, syn in ({"Random": ra
 #
 # ## The equation
 # Let $a(\mathcal S,f)$ be the mean test accuracy, over several initialisations, of networks of architecture $f$ that were trained on the
-# set $\mathcal S$. The sets were made with ConvNet-3; call it $f_0$. The obvious question is how much is lost when it is left:
+# set $\mathcal S$. Most of our sets were made with ConvNet-3, alone or in a pool; call it $f_0$. The obvious question is how much is
+# lost when it is left:
 #
 # $$
 # \Delta(\mathcal S,f)=a(\mathcal S,f_0)-a(\mathcal S,f).
@@ -203,7 +205,8 @@ papers.Table(columns, tuple(lines), numeric=frozenset(columns[1:]), caption="Res
 # Now the experiment of this chapter, once and by hand: fresh initial weights, forty steps of gradient descent with momentum on the ten
 # images of one set, augmented, at a rate that falls to zero like a cosine; then the test images. The network is one that the set has never
 # met. Random numbers are taken from the streams that the library uses for its first network, and the momentum is left to torch, so that
-# the two can be compared: training magnifies rounding a thousandfold every eight steps or so.
+# the two can be compared: training this network magnifies rounding a hundredfold every five
+# steps or so.
 
 # %%
 example = "MTT" if "MTT" in loaded else next(iter(loaded))
@@ -274,11 +277,12 @@ def first_steps(scale, rate=0.01, steps=24):
 widgets.frames(first_steps, label=f"{example}'s images times", uid="scale", scale=[0.5, 1, 2, 4, 8], start=1)
 
 # %% [markdown]
-# The curves of the three networks with instance norm stay where they are. AlexNet's loss hardly leaves its start, $\ln10=2.3$, as long
-# as the values are small; four times as large they are learned as fast as by the others, and eight times as large the loss leaps up
-# again. **For a network without a norm, the scale of the images acts like a learning rate**: too small and nothing happens, too large and
-# training comes apart. The protocol has one rate for all, so the size of a set's values decides how AlexNet fares, whatever the pictures
-# show. With a kernel, the next cell moves the rate instead.
+# The curves of the three networks with instance norm stay where they are. AlexNet's loss does not leave its start, $\ln10=2.3$ (chance),
+# as long as the values are small. Twice as large, they are learned. Four times as large they are learned faster than by anybody, until
+# the loss leaps out of the picture and comes back to 2.3: what had been learned is gone. **For a network without a norm, the scale of
+# the images acts like a learning rate**: too small and nothing happens, too large and training comes apart. The protocol has one rate
+# for all, so the size of a set's values decides how AlexNet fares, whatever the pictures show. With a kernel, the next cell moves the
+# rate instead.
 
 # %% tags=["live"]
 def at_rate(rate):
@@ -367,6 +371,10 @@ def picture(names, columns, pale=()):
         ax.tick_params(axis="y", length=0)
         ax.set_xlim(100 / real.num_classes - 3, max(value for values in reached.values() for value in values) + 3)
         ax.set_xlabel("test accuracy, %")
+        for line, name in enumerate(names if pale else []):
+            if all(reached[name, network] for network in columns):
+                ax.plot([statistics.mean(reached[name, network]) for network in columns], [line] * len(columns), "-", color="#c9d1d9", lw=1,
+                        zorder=1)
         fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return fig
 
@@ -376,8 +384,8 @@ shown = picture(stored, list(tests))
 shown
 
 # %% [markdown]
-# Slide to one of the other networks: grey is ConvNet-3, colour the network that was chosen, and the way from one to the other is the loss
-# $\Delta$.
+# On every line ConvNet-3 is ahead, by far for the sets that were made with it, and little for photographs and generators. Slide to one of
+# the other networks: grey is ConvNet-3, colour the network that was chosen, and the thin line between their means is the loss $\Delta$.
 
 # %%
 widgets.frames(lambda network: picture(stored, list(dict.fromkeys([home, network])), pale=[home]), label="test network", uid="networks",
@@ -405,24 +413,29 @@ columns = ("set", *tests, "rho")
 display(papers.Table(columns, lines, numeric=frozenset(columns[1:]), caption="Advantage over Random in points, and rho"))
 
 # %% [markdown]
-# *Three sets of plain pixels* (DM, MTT, DDPP). Whoever leaves ConvNet-3 loses some 14 points. But photographs lose 8 of these, too. Of the
-# advantage of 21 points, 0.70 to 0.78 is left: what was learned through one small network is mostly there for the others.
+# *Three sets of plain pixels* (DM, MTT, DDPP). Whoever leaves ConvNet-3 loses some 14 points. But photographs lose 8 of these, too. Of
+# the advantage of 21 points, 0.70 to 0.78 is left. Other photographs say otherwise: with `seed` 1 and 2 the three sets lose 14 points
+# again, but the mean of $\rho$ is 0.43 and 0.57 instead of 0.73. The larger runs below, with five networks, have 0.6 to 0.7. So **more
+# than half, not all**, of what was learned through one small network is there for the others.
 #
-# *AlexNet's column follows another one*: the standard deviations of the first table. Photographs and generated images, with values of size
-# 1, get it to 31 to 43 %; all sets with larger values to 52 % and more. The slider has said why, and exercise 2 takes this help away. So a
-# part of the advantage on AlexNet is no merit of the images.
+# *AlexNet's column follows another one*: the standard deviations of the first table. Photographs and generated images, with values of
+# size 1, get it to 31 to 43 %; all sets with larger values to 52 % and more. The slider has said why, and exercise 2 takes this help
+# away. So a part of the advantage on AlexNet is no merit of the images. It has a price, too: with 200 steps at the same rate, the whole
+# protocol `strict-cpu`, DM's set diverges on AlexNet (see the table of larger runs below).
 #
 # *KFS and ESP* decode 140 images. In 100 steps of at most 16 of them each is seen eleven times, an image of the other sets a hundred times.
 # ConvNet-3 does not mind; ResNet-18 and VGG11 are still in the middle of their training. Their two lines tell more about the number of
 # steps than about the images.
 #
-# *Generators, frozen* (ten images of a generator, drawn once). Their advantage is small, 6 points, and nearly the same everywhere: $\rho$
-# is about 1, if one can say so of numbers whose spread is as large as the advantage. There is nothing to lose for a CGAN, which has looked
-# through no classifier but its own. *Resampled*, they gain ten points on ConvNet-3 and less on the others, and lose on AlexNet, which never
-# sees an image twice and has learned next to nothing by step 100.
+# *Generators, frozen* (ten images, drawn once for each network). Their advantage is small, 6 points, and of the same size everywhere:
+# $\rho$ is about 1, if one can say so of numbers whose spread is as large as the advantage. There is nothing to lose for a CGAN, which
+# has looked through no classifier but its own. *Resampled*, they gain ten points on ConvNet-3 and less on most others, and lose on
+# AlexNet, which never sees an image twice and has learned next to nothing by step 100.
 #
-# Two networks for each cell allow no finer reading: the spread of Random, which has only the luck of ten photographs in it, is up to 9
-# points. The claims of this chapter:
+# Two networks for each cell allow no finer reading. The spread of Random, which has only the luck of ten photographs in it, is up to 9
+# points. And rounding alone moves a deep network: the same run on two threads, where the same numbers are added in another order, has
+# 57.5 % instead of 54.9 for ResNet-18 on DM's images and 47.6 instead of 52.0 on KFS's, while the cells of ConvNet-3 and AlexNet stay
+# within half a point. The claims of this chapter:
 
 # %% tags=["nbval-check-output"]
 pixels = [name for name in ("DM", "MTT", "DDPP") if name in loaded]
@@ -431,11 +444,11 @@ gain = statistics.mean(value for each in gains.values() for value in each) if pi
 losses = [mean[name, home] - mean[name, network] for name in pixels for network in others if {(name, home), (name, network)} <= set(mean)]
 lost = statistics.mean(losses) if losses else math.nan
 is_default = (preset, sets, networks, repeats, train_steps, batch_size) == ("cpu", "", "", 2, 100, 16)
-assert (gain > 5 and lost > 5) or not is_default                   # claims about the default run
+assert (gain > 5 and lost > 8) or not is_default                   # with seeds 0, 1, 2: 16.9, 11.1, 13.5 and 14.2, 13.9, 14.6
 if "DM" in normed:                                                 # instance norm, batch norm, batch norm with the batch's statistics
-    assert normed["DM"][2] - normed["DM"][1] > 10 or not is_default
+    assert normed["DM"][2] - normed["DM"][1] > 15 or not is_default       # 32, 48, 48
 print("DM, MTT and DDPP beat Random by more than 5 points, as a mean over the networks:", gain > 5)
-print("they lose more than 5 points when they leave ConvNet-3:", lost > 5)
+print("they lose more than 8 points when they leave ConvNet-3:", lost > 8)
 
 # %% [markdown]
 # ## The paper and us
@@ -463,6 +476,7 @@ def printed(archs, sources, caption):
 display(printed(("convnet3", "resnet18", "alexnet", "vgg11"), (("DDPP", "III"), ("SKD", "2"), ("GLD", "2")), "Printed: CIFAR-10 at IPC 10"))
 display(printed(("convnet3", "resnet10", "densenet121"), (("ESP", "2"),), "Printed: CIFAR-10 at IPC 10, the networks of ESP"))
 efficient = papers.published("cifar10", None, 10, eval_arch="efficientnet_v2_s", paper="ESP")
+efficient += papers.published("cifar10", "Full dataset", "full", eval_arch="efficientnet_v2_s", paper="ESP")
 print("EfficientNetV2-S (ESP table 3):", ", ".join(f"{cell.method} {cell.value}" for cell in efficient))
 
 # %% [markdown]
@@ -474,10 +488,10 @@ print("EfficientNetV2-S (ESP table 3):", ", ".join(f"{cell.method} {cell.value}"
 # * *Two protocols stand in one table.* The lines down to FRePo are of stored images; those of DiM, SKD and GLD are resampled, and the
 #   best of several looks at the test images. In our run freshness alone is worth ten points on ConvNet-3. How much of the distance between
 #   MTT and DiM on AlexNet is freshness, nobody has printed.
-# * *ResNet-18 is not new to DiM, GLD and SKD*: it is in the pool of networks that they look through. AlexNet and VGG11 are new.
-# * *A full-data number that cannot be a bound.* For EfficientNetV2-S, ESP prints 98.7 % with all training images. Networks reach that after
-#   pretraining on much more and much larger images; we know of none that does from scratch on these. The paper does not say what was done,
-#   so we do not compare with it.
+# * *ResNet-18 is not new to GLD and SKD*: it is in the pool of networks that they look through. AlexNet and VGG11 are new.
+# * *A full-data number that is no bound.* The last number printed for EfficientNetV2-S is the one that its authors give after
+#   pretraining on ImageNet (Tan and Le, "EfficientNetV2", ICML 2021). ESP does not say whether its networks were pretrained, so we do not
+#   compare with it.
 #
 # Ours at a larger scale, from `book/results/measured.csv`: `fashion_mini` at IPC 1 as above, but the whole protocol `strict-cpu`, 200
 # steps, five networks, and a ConvNet-3 of width 32, the width that made the sets.
@@ -485,7 +499,7 @@ print("EfficientNetV2-S (ESP table 3):", ", ".join(f"{cell.method} {cell.value}"
 # %%
 latest = {(row["method"], row["eval_arch"]): row for row in evaluate.read_rows()             # the latest wins
           if (row["dataset"], row["ipc"], row["protocol"]) == ("fashion_mini", "1", "strict-cpu")
-          and row["variant"] in ("", "width 32" if row["eval_arch"] == "convnet3" else row["variant"]) and "," not in row["variant"]}
+          and re.fullmatch("width 32" if row["eval_arch"] == "convnet3" else r"(width \d+)?", row["variant"])}
 archs = [arch for arch in ("convnet3", "resnet18", "alexnet", "vgg11", "densenet121", "efficientnet_v2_s")
          if any(network == arch for _, network in latest)]
 
@@ -502,8 +516,8 @@ lines = tuple((name, *(f"{float(row['accuracy_mean']):.1f}±{float(row['accuracy
                        else papers.NOT_RUN for arch in archs), kept_share(name)) for name in ["Random", *order])
 how = {arch: next(f"{row['variant'] or 'published width'}, {row['n']} networks" for (_, network), row in latest.items() if network == arch)
        for arch in archs}
-papers.Table(("method", *archs, "rho"), lines, (*(f"{arch}: {text}" for arch, text in how.items()),
-                                         "DM on alexnet was tried: it diverged, so there is no row"), numeric=frozenset([*archs, "rho"]),
+notes = [f"{arch}: {text}" for arch, text in how.items()] + ["DM on alexnet was tried: it diverged, so there is no row"]
+papers.Table(("method", *archs, "rho"), lines, tuple(notes), numeric=frozenset([*archs, "rho"]),
              caption="fashion_mini at IPC 1, strict-cpu, test accuracy in percent")
 
 # %% [markdown]
@@ -530,7 +544,8 @@ papers.Table(("method", *archs, "rho"), lines, (*(f"{arch}: {text}" for arch, te
 # ## Exercises
 # Solutions are folded below each question.
 #
-# **1. Change a number.** How fast may AlexNet learn? Train it on MTT's and on DM's images at four rates, and judge it on validation images.
+# **1. Change a number.** How fast may AlexNet learn? Train it on MTT's and on DM's images at three rates, and judge it on validation
+# images.
 
 # %% tags=["hide-cell"]
 def judged(syn, network, **changes):
@@ -543,29 +558,30 @@ def judged(syn, network, **changes):
     return f"{100 * train.accuracy(net, real.validation, syn.preprocess.to(device)):.0f}"
 
 
-rates = (0.003, 0.01, 0.02, 0.04)
+rates = (0.003, 0.01, 0.04)
 lines = tuple((name, *(judged(loaded[name], "alexnet", lr=rate) for rate in rates)) for name in ("MTT", "DM") if name in loaded)
-papers.Table(("set", *map(str, rates)), lines, numeric=frozenset(map(str, rates)),
-             caption="AlexNet, validation accuracy in percent, by rate")
+display(papers.Table(("set", *map(str, rates)), lines, numeric=frozenset(map(str, rates)),
+                     caption="AlexNet, validation accuracy in percent, by rate"))
+print("A rate at which MTT's images teach nothing is right for DM's, whose values are four\ntimes as large. At the largest, DM's diverge. "
+      "Each set has a range of its own.")
 
 # %% [markdown]
-# TODO
-#
-# **2. Change the normalisation.** Divide DM's images by their standard deviation. Which networks will notice? Which test networks will not,
-# and why not exactly?
+# **2. Change the normalisation.** Divide DM's images by their standard deviation. Which test networks will notice, and in which
+# direction? What brings AlexNet back?
 
 # %% tags=["hide-cell"]
 if "DM" in loaded:
     dm = loaded["DM"]
     scaled = distilled.PixelSet(dm.images.detach() / dm.images.detach().std(), dm.labels, classes=dm.classes, preprocess=dm.preprocess)
     lines = tuple((name, judged(dm, name), judged(scaled, name)) for name in tests)
-    lines += tuple((f"alexnet at {rate}", judged(dm, "alexnet", lr=rate), judged(scaled, "alexnet", lr=rate)) for rate in rates[2:])
+    lines += ((f"alexnet at {rates[-1]}", judged(dm, "alexnet", lr=rates[-1]), judged(scaled, "alexnet", lr=rates[-1])),)
     display(papers.Table(("network", "as stored", "divided"), lines, numeric=frozenset(("as stored", "divided")),
                          caption="DM's images, validation accuracy in percent"))
+    print("The networks with instance norm move by a point (the brightness of the augmentation\nis added, and weighs more beside small "
+          "values). AlexNet loses half of its accuracy:\nits training has hardly begun. A larger rate brings a part of it back, where\n"
+          "the images as stored diverge.")
 
 # %% [markdown]
-# TODO
-#
 # **3. Bring your set.** Make ten images in any way you like, keep them as a file, and compare them with the others on every network. Here:
 # the mean image of every class, which no network has ever looked at.
 
@@ -575,6 +591,6 @@ mine = distilled.PixelSet(real.preprocess(means), torch.arange(real.num_classes,
                           preprocess=real.preprocess, meta={"dataset": real.name, "method": "Mean"})
 mine.save(folder / "mine" / "mean.safetensors")                    # then: make run CHAPTER=10 ARGS="-p sets FOLDER"
 lines = tuple((name, *(judged(syn, network, batch_size=batch_size) for network in tests))
-              for name, syn in (("Random", randoms[0]), ("Mean", mine), (example, loaded[example])))
+              for name, syn in (("Random", randoms[0]), ("Mean", mine)))
 display(mine.show(), papers.Table(("set", *tests), lines, numeric=frozenset(tests),
                                   caption="validation accuracy in percent, one network each"))
