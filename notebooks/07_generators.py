@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 7. Generators
 #
-# *About two and a half minutes and 1.5 GB on one CPU core. Paper: Wang, Gu, Zhou, Zhu, Jiang and You, "DiM: Distilling Dataset into
+# *About three minutes and 1.5 GB on one CPU core. Paper: Wang, Gu, Zhou, Zhu, Jiang and You, "DiM: Distilling Dataset into
 # Generative Model", arXiv 2023 (DiM). Its first stage, a conditional GAN (CGAN), is also the baseline of the next two chapters.*
 #
 # ## Why
@@ -238,10 +238,13 @@ print(f"DiM's term of the two pairs: {dim_by_hand:.4f}, by hand and by dim.dim_l
 # %%
 gan_run = runs.run(cgan, config.gan(), cgan.folder(real, config.gan()), real=real, snapshots=dim.SNAPSHOTS, keep_checkpoint=True, every=200)
 syn = gan_run.syn
-losses = gan_run.metrics()
-plots.loss_curve({"gap of the scores" if objective == "wasserstein" else "log loss of the scores":
-                  [-value if objective == "wasserstein" else value for value in losses["d_source"]],
-                  "class of real": losses["d_class_real"], "class of generated": losses["d_class_fake"]}, smooth=20, ylabel="term of D")
+gap = "gap of the scores" if objective == "wasserstein" else "log loss of the scores"
+span = max(1, config.gan_steps // 50)                                # a point is a mean over so many steps
+losses = {name: torch.tensor(gan_run.metrics()[term]).unfold(0, span, span).mean(dim=1)
+          for name, term in ((gap, "d_source"), ("class of real", "d_class_real"), ("class of generated", "d_class_fake"))}
+if objective == "wasserstein":
+    losses[gap] = -losses[gap]                                       # D minimises the negative gap
+plots.loss_curve(losses, every=span, ylabel="term of D")
 
 # %% [markdown]
 # *Gap of the scores*: the estimated distance between generated and real images. It rises while $D$ learns to tell them apart, and
@@ -310,7 +313,8 @@ def seen(ipc, again):
 
 notes = {ipc: f"Stored, at every IPC: {syn.budget:,} scalars, as many as {syn.budget / (num_classes * pixels):.1f} images per class. "
               f"Different images that a network sees: {seen(ipc, False):,} frozen, {seen(ipc, True):,} resampled." for ipc in ipcs}
-shown = (syn.at(max(ipcs)).pixels()[0].clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, (num_classes, -1))
+shown = F.interpolate(syn.at(max(ipcs)).pixels()[0], scale_factor=0.75, mode="area")   # smaller pictures: they are part of this page
+shown = (shown.clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, (num_classes, -1))
 widgets.ipc_explorer(shown, real.classes, curves, notes=notes, start=10, uid="generator",
                      caption=f"{real.name}: images of one draw of the generator; networks: ConvNet-3 of width {width}, "
                              f"{repeats} for each number")
@@ -449,8 +453,8 @@ beside(rows, config.dataset, few_ipcs, {"resampled": recipes[True].name, "frozen
 # 6. *Pool.* DiM's code draws from five networks; like the papers of the next two chapters, we take ConvNet-3, ResNet-10 and ResNet-18.
 # 7. *Size.* Published: width 196, 150 epochs of the GAN at batch 128 and rate 0.0001, 100 epochs of DiM at a twentieth of that rate, 16
 #    batches for $f$ before each update. This run: the settings of the table above, and test networks of width 16 with 100 steps at
-#    batch 64. In so few steps, a narrow GAN learns its classes only at a rate that is twenty times as high; the running average of the
-#    weights takes out the trembling that comes with it. Both are ours.
+#    batch 64. In so few steps, a narrow GAN learns its classes only at a rate that is twenty times as high; the running average of its
+#    weights smooths the jitter that comes with it. Both are ours.
 #
 # What a run of this size can show: what is stored, what frozen and resampled mean, and how large freshness is beside everything
 # else. What it cannot show: whether DiM is better than CGAN.
