@@ -255,7 +255,7 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
 def alone(out: Path, seconds: float = 0.0) -> Iterator[None]:
     """Hold the folder `out`; ValueError if another process still works in it after so long. The lock ends with the process."""
     out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + seconds
+    deadline, told = time.monotonic() + seconds, False
     with open(out / ".lock", "w") as lock:
         while True:
             try:
@@ -264,6 +264,9 @@ def alone(out: Path, seconds: float = 0.0) -> Iterator[None]:
             except OSError:
                 if time.monotonic() >= deadline:
                     raise ValueError(f"another process is working in {out}: wait for it or choose another folder") from None
+            if not told:
+                print(f"waiting for another process to finish in {out}", file=sys.stderr)
+                told = True
             time.sleep(0.2)
         yield
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -332,3 +334,27 @@ def test_the_command_of_a_gan_makes_the_one_that_others_start_from(tmp_path, mon
     monkeypatch.setattr(cgan, "distill", lambda *_: pytest.fail("it was trained again"))
     dim.prepare(data.load("toy"), dim.from_gan(replace(cgan.PRESETS["tiny"], steps=2), pool_widths="4,4,4"))
     assert [path.name for path in tmp_path.iterdir()] == ["gan"]
+
+
+def test_a_gan_in_the_making_is_waited_for(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("DDLIB_RUNS", str(tmp_path))
+    entered, left = threading.Event(), threading.Event()
+
+    def work():
+        with runs.alone(cgan.folder(toy, TINY.gan())):
+            entered.set()
+            time.sleep(0.5)
+            left.set()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    entered.wait()
+    dim.prepare(toy, TINY)
+    assert left.is_set()
+    worker.join()
+
+
+def test_the_limit_of_the_gradient_and_what_is_not_the_complete_method_are_passed_on():
+    changed = replace(TINY, max_gradient=5.0, net_steps=0)
+    assert changed.game().max_gradient == 5.0 and changed.variant == "net_steps 0"
+    assert dim.from_gan(cgan.PRESETS["tiny"], gan_width=4, objective="log").variant == "objective log"

@@ -404,4 +404,11 @@ def test_a_generator_of_other_classes_is_refused(toy, made):
 def test_a_copy_on_another_device_leaves_the_original(made):
     there = made.to("meta")
     assert there.device.type == "meta" and made.device.type == "cpu" and there.ipc == made.ipc
+    assert {tensor.device.type for tensor in there.preprocess.state()[0].values()} == {"meta"}
     assert made.to("cpu").net is made.net
+
+
+def test_a_generator_that_is_read_leaves_the_global_stream_alone(made):
+    before, tensors = torch.get_rng_state(), made.tensors()
+    GeneratorSet.from_tensors(tensors, classes=made.classes, preprocess=made.preprocess, meta=made.meta)
+    assert torch.equal(torch.get_rng_state(), before)

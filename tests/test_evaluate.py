@@ -430,7 +430,14 @@ def test_measured_rows_on_disk_have_the_right_columns():
         assert tuple(next(csv.reader(file))) == COLUMNS
 
 
-def test_hard_labels_are_hard_in_batches_drawn_anew_too(toy):
+def test_hard_labels_are_hard_in_batches_drawn_anew_too(toy, monkeypatch):
+    fresh = evaluate.fresh
     soft = types.SimpleNamespace(draw=lambda num, rng: (torch.zeros(num, 1), torch.tensor([[0.2, 0.8]]).repeat(num, 1)))
     batches = {hard: next(evaluate.fresh(soft, (3,), torch.Generator(), torch.device("cpu"), hard))[1] for hard in (False, True)}
+    asked = []
+    monkeypatch.setattr(evaluate, "fresh", lambda *given, hard: asked.append(hard) or fresh(*given, hard=hard))
+    syn = PixelSet(torch.randn(4, *toy.shape), torch.full((4, 4), 0.25), classes=toy.classes, preprocess=toy.preprocess)
+    for kind in ("stored", "hard"):
+        evaluate.train_network(syn, toy, replace(PROTOCOLS["strict-cpu-resampled"], steps=1, width=2, labels=kind), 0, 0)
+    assert asked == [False, True]
     assert batches[False].tolist() == torch.tensor([[0.2, 0.8]] * 3).tolist() and batches[True].tolist() == [[0.0, 1.0]] * 3

@@ -437,3 +437,10 @@ def test_published_presets_are_the_base_codes(dataset):
 def test_settings_that_cannot_be_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **wrong)
+
+
+def test_scores_are_not_rounded_to_low_precision():
+    net = gan.Discriminator((1, 16, 16), 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        source, classes = net(torch.zeros(2, 1, 16, 16))
+    assert source.dtype == classes.dtype == torch.float32

@@ -130,6 +130,8 @@ def test_a_step_with_logits_that_hardly_differ_is_counted_and_left_out(side):
     assert terms["flat"] and terms["match"] == 0 and terms["skd"] > 0
     terms["match"].backward()
     assert pair[1].grad.count_nonzero() == 0
+    raw = skd.loss_terms(*map(seen, pair), replace(skd.PRESETS["tiny"], standardize=False))
+    assert not raw["flat"] and raw["match"] > 0                                         # nothing is divided by a deviation there
 
 
 # ---------------------------------------------------------------------------------------------------------- the presets

@@ -77,7 +77,7 @@ def check_finite(index: int, **terms: torch.Tensor) -> dict[str, float]:
 
 
 def versions(config: Any, **complete: Any) -> str:
-    """What a row's "variant" says: the named settings that are not those of the complete method, as "tau 8, span points"."""
+    """What a row's "variant" says: the named settings that are not those of the complete method, as "tau 8.0, span points"."""
     return ", ".join(f"{name} {getattr(config, name)}" for name, value in complete.items() if getattr(config, name) != value)
 
 
@@ -147,8 +147,8 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
         models.build(protocol.network, shape=real.shape, num_classes=real.num_classes, width=protocol.width, seed=0)
     shared = getattr(method, "folder", None)                     # a GAN lies where the methods that start from it look for one
     out = arguments.out or (shared(real, config) if shared else runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}"))
-    result = runs.run(method, config, out, real=real, minutes=arguments.minutes, snapshots=arguments.snapshots,
-                      keep_checkpoint=shared is not None)
+    result = runs.run(method, config, out, real=real, minutes=arguments.minutes, keep_checkpoint=shared is not None,
+                      snapshots=arguments.snapshots or getattr(method, "SNAPSHOTS", 0))
     if result.syn is None:
         print(f"stopped after {result.minutes:.1f} minutes at step {result.steps} of {result.total}; "
               f"the same command goes on from here ({result.folder})")

@@ -32,6 +32,7 @@ from ddlib.runs import stream
 from ddlib.train import Batch
 
 NAME = "CGAN"
+SNAPSHOTS = 6                                                    # sets that are kept while it is trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +205,7 @@ def follow(average: torch.nn.Module, net: torch.nn.Module, decay: float) -> None
 
 
 def folder(real: ImageSet, config: CGANConfig) -> Path:
-    """Where this GAN of these images is kept: one folder for all methods that start from it."""
+    """Where this GAN of these images is kept: one folder for all methods that start from it (they ask for one with ipc 1)."""
     claim = json.dumps([asdict(config), real.fingerprint], sort_keys=True)
     return runs.folder("gan", f"{config.dataset}-w{config.gan_width}-{hashlib.sha256(claim.encode()).hexdigest()[:12]}")
 

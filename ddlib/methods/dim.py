@@ -31,7 +31,6 @@ from ddlib.runs import stream
 
 NAME = "DiM"
 FIT_FOR_POOL = tuple(name for name in models.NETWORKS if name.startswith(("convnet", "resnet")))    # those with a middle layer
-SNAPSHOTS = 6                                                    # sets that are kept while a GAN is trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +77,10 @@ class MatchConfig:
         self.networks()
         augment.parse(self.augment)
 
+    def versions(self, **complete: Any) -> str:
+        """How this differs from the complete method: the settings of `complete`, the objective, a pool that learns nothing."""
+        return ", ".join(filter(None, [versions(self, objective="wasserstein", **complete), "" if self.net_steps else "net_steps 0"]))
+
     def gan(self) -> cgan.CGANConfig:
         """The GAN that these settings start from; the same for every ipc."""
         return cgan.CGANConfig(dataset=self.dataset, gan_width=self.gan_width, objective=self.objective, steps=self.gan_steps,
@@ -108,7 +111,7 @@ class DiMConfig(MatchConfig):
     @property
     def variant(self) -> str:
         """What its rows say; nothing for the code's weight and objective."""
-        return versions(self, objective="wasserstein", weight=0.01)
+        return self.versions(weight=0.01)
 
 
 # ------------------------------------------------------------------------------------------------------- the equations
@@ -214,7 +217,7 @@ def trained_gan(real: ImageSet, config: MatchConfig, minutes: float = math.inf) 
     """The state of the GAN that config.gan() asks for, trained if nobody has yet. TimeoutError when the time is up before."""
     folder = cgan.folder(real, config.gan())
     if not (folder / "distilled.safetensors").is_file():
-        result = runs.run(cgan, config.gan(), folder, real=real, minutes=minutes, snapshots=SNAPSHOTS, keep_checkpoint=True,
+        result = runs.run(cgan, config.gan(), folder, real=real, minutes=minutes, snapshots=cgan.SNAPSHOTS, keep_checkpoint=True,
                           wait=True)
         if not result.finished:
             raise TimeoutError(f"the GAN is at step {result.steps} of {result.total} and the time is up")
@@ -258,12 +261,12 @@ def variance(seen: Seen) -> Tensor:
 
 def from_gan(config: cgan.CGANConfig, **changes: Any) -> DiMConfig:
     """DiM from this GAN, and what is to be different from its defaults."""
-    made = DiMConfig(**{"dataset": config.dataset, "gan_width": config.gan_width, "objective": config.objective,
+    usual = cgan.CGANConfig()
+    if any(getattr(config, name) != getattr(usual, name) for name in ("beta1", "beta2", "max_gradient")):
+        raise ValueError(f"a GAN with beta1, beta2 or max_gradient of its own cannot be named by a matching run, got {config}")
+    return DiMConfig(**{"dataset": config.dataset, "gan_width": config.gan_width, "objective": config.objective,
                         "gan_steps": config.steps, "gan_batch": config.batch_size, "gan_lr": config.lr, "gan_penalty": config.penalty,
                         "gan_average": config.average, "gan_seed": config.seed, "precision": config.precision, **changes})
-    if not changes.keys() & {"dataset", "precision"} and made.gan() != replace(config, ipc=1):
-        raise ValueError(f"a GAN with beta1, beta2 or max_gradient of its own cannot be named by a matching run, got {config}")
-    return made
 
 
 # As published, matching goes on at a twentieth of the GAN's rate

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddlib.data import ImageSet
-from ddlib.methods import Step, dim, main, versions
+from ddlib.methods import Step, dim, main
 
 NAME = "GLD"
 Reduction = Literal["mean", "batchmean", "sum"]
@@ -47,8 +47,7 @@ class GLDConfig(dim.MatchConfig):
     @property
     def variant(self) -> str:
         """What its rows say; nothing for the paper's two terms."""
-        return versions(self, objective="wasserstein", weight=0.01, local_weight=0.001, global_reduction="batchmean",
-                        local_reduction="mean", log_softmax=False)
+        return self.versions(weight=0.01, local_weight=0.001, global_reduction="batchmean", local_reduction="mean", log_softmax=False)
 
 
 def squared_distance(real: Tensor, syn: Tensor, reduction: Reduction = "sum") -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddlib.data import ImageSet
-from ddlib.methods import Step, dim, main, versions
+from ddlib.methods import Step, dim, main
 
 NAME = "SKD"
 STD_EPS = 1e-7
@@ -42,7 +42,7 @@ class SKDConfig(dim.MatchConfig):
     @property
     def variant(self) -> str:
         """What its rows say; the ablation is called as in the paper's tables."""
-        rest = versions(self, objective="wasserstein", tau=2.0, weight=paper_weight(self.dataset))
+        rest = self.versions(tau=2.0, weight=paper_weight(self.dataset))
         return ", ".join(filter(None, ["" if self.standardize else "no standardization", rest]))
 
 
