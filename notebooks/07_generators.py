@@ -236,7 +236,8 @@ print(f"DiM's term of the two pairs: {dim_by_hand:.4f}, by hand and by dim.dim_l
 # keeps its last good weights.
 
 # %%
-gan_run = runs.run(cgan, config.gan(), cgan.folder(real, config.gan()), real=real, snapshots=dim.SNAPSHOTS, keep_checkpoint=True, every=200)
+gan_run = runs.run(cgan, config.gan(), cgan.folder(real, config.gan()), real=real, snapshots=cgan.SNAPSHOTS, keep_checkpoint=True,
+                   wait=True, every=200)
 syn = gan_run.syn
 gap = "gap of the scores" if objective == "wasserstein" else "log loss of the scores"
 span = max(1, config.gan_steps // 50)                                # a point is a mean over so many steps
