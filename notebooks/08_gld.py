@@ -65,9 +65,10 @@ papers.Table(("setting", "value"), tuple((name, str(asdict(config)[name]).replac
 # ## The equation
 # Take $B$ real images and $B$ generated ones, the $b$-th of the one with the class of the $b$-th of the other; nothing else connects
 # the two images of a **pair**. A network answers with $C$ logits for each: $l^{\mathcal T}_{k,b}$ for the real image ($\mathcal T$ is
-# the paper's name of the real set) and $l^{\mathcal S}_{k,b}$ for the generated one ($\mathcal S$), with $k=1,\dots,C$. Half-way it
-# has a map of $F$ numbers (channels times height times width), $\mathbf f^{\mathcal T}_b$ and $\mathbf f^{\mathcal
-# S}_b\in\mathbb R^F$. The two losses are the paper's equations 6 and 7,
+# the paper's name of the real set) and $l^{\mathcal S}_{k,b}$ for the generated one ($\mathcal S$), with $k=1,\dots,C$. Half-way,
+# here after the second block of a ConvNet (with its pooling) and after the second stage of a ResNet, it has a map of $F$ numbers
+# (channels times height times width), $\mathbf f^{\mathcal T}_b$ and $\mathbf f^{\mathcal S}_b\in\mathbb R^F$. The two losses are the
+# paper's equations 6 and 7,
 #
 # $$
 # \begin{aligned}
@@ -79,8 +80,10 @@ papers.Table(("setting", "value"), tuple((name, str(asdict(config)[name]).replac
 # and they are added to the loss of the conditional GAN (chapter 7) with a weight each (equation 8):
 #
 # $$
-# L_{\mathrm{total}}=L_{\mathrm{CGAN}}+\omega_g\,L_{\mathrm{global}}+\omega_l\,L_{\mathrm{local}},\qquad
+# \begin{gathered}
+# L_{\mathrm{total}}=L_{\mathrm{CGAN}}+\omega_g\,L_{\mathrm{global}}+\omega_l\,L_{\mathrm{local}},\\
 # \omega_g=0.01,\quad\omega_l=0.001 .
+# \end{gathered}
 # $$
 #
 # Everything else is DiM's: a network is drawn anew every so many updates from a pool of three, trains on real images in between, is
@@ -88,9 +91,9 @@ papers.Table(("setting", "value"), tuple((name, str(asdict(config)[name]).replac
 # and has no second one.
 #
 # **Sum or mean.** $\omega_g=0.01$ is DiM's weight, and the paper says so. But DiM divides its sum by $BC$. So there are three readings of
-# each loss, and `reduction` chooses: **sum**, as printed; **batchmean**, divided by $B$; **mean**, divided by the number of all entries,
-# $BC$ or $BF$. In the paper's setting, $B=64$, $C=10$ and a map of 64 channels with 16 by 16 places, these are $640$ and $64\cdot16{,}384
-# =1{,}048{,}576$. Our defaults are batchmean for the logits and mean for the maps.
+# each loss, and `reduction` chooses: **sum**, as printed; **mean**, divided by the number of all entries, $BC$ or $BF$; **batchmean**,
+# between them, divided by $B$. In the paper's setting, $B=64$, $C=10$ and in a ResNet a map of 64 channels with 16 by 16 places, a mean
+# divides by $640$ and by $64\cdot16{,}384=1{,}048{,}576$. Our defaults are batchmean for the logits and mean for the maps.
 #
 # ## By hand
 # With a pencil first. Two pairs, three classes, and maps of one channel with two by two places:
@@ -106,19 +109,20 @@ def entries(nested):
 
 
 def by_hand(real_seen, syn_seen):
-    """The squared distance as sum, as mean over pairs and as mean over entries."""
+    """The squared distance as sum, as mean over entries and as mean over pairs."""
     squares = [(s - t) ** 2 for t, s in zip(entries(real_seen), entries(syn_seen), strict=True)]
-    return {"sum": sum(squares), "batchmean": sum(squares) / len(real_seen), "mean": sum(squares) / len(squares)}
+    return {"sum": sum(squares), "mean": sum(squares) / len(squares), "batchmean": sum(squares) / len(real_seen)}
 
 
 global_by_hand, local_by_hand = by_hand(l_real, l_syn), by_hand(f_real, f_syn)
-for reduction in ("sum", "batchmean", "mean"):
+for reduction in ("sum", "mean", "batchmean"):
     print(f"{reduction:>9}: {global_by_hand[reduction]:.3f} and {local_by_hand[reduction]:.3f}, "
           f"added {0.01 * global_by_hand[reduction] + 0.001 * local_by_hand[reduction]:.4f}")
 
 # %% [markdown]
-# Logits: four differences of 1, so 4 as a sum, 2 for a pair, $4/6$ for an entry. Maps: $1+4$ and $1+1$, so 7, $3.5$ and $7/8$. In so small
-# an example the readings differ by a factor of 6 and 8. Between $0.047$ and $0.0075$ the balance of the two terms shifts a little.
+# Logits: four differences of 1, so 4 as a sum, $4/6$ for an entry, 2 for a pair. Maps: $1+4$ and $1+1$, so 7, $7/8$ and $3.5$. In so small
+# an example sum and mean differ by factors of 6 and 8. So the balance shifts, too: with its weight, the global term is $5.7$ times the
+# local one as sums and $7.6$ times as means.
 #
 # Now real answers. Everything starts from **one conditional GAN**. A ConvNet-3 is drawn, trains on a few batches of photographs, and
 # looks at 32 real images and at 32 generated ones of the same classes. The picture shows six pairs, real above generated; what stands
@@ -163,7 +167,7 @@ as_tensors = [torch.tensor(values, dtype=torch.float64) for values in (l_real, l
 loops = [by_hand(a.tolist(), b.tolist()) for a, b in zip(real_seen, syn_seen, strict=True)]                # logits, map
 wide = [part.detach().double() for part in (real_seen.logits, syn_seen.logits, real_seen.features, syn_seen.features)]
 for expected, parts in (((global_by_hand, local_by_hand), as_tensors), (loops, wide)):
-    for reduction in ("sum", "batchmean", "mean"):
+    for reduction in ("sum", "mean", "batchmean"):
         found = gld.global_loss(*parts[:2], reduction).item(), gld.local_loss(*parts[2:], reduction).item()
         assert all(math.isclose(one, other[reduction], rel_tol=1e-5) for one, other in zip(found, expected, strict=True))
 print("by hand and library agree")
@@ -182,13 +186,16 @@ print("the sum is the mean, times", *entries_of.values())
 # ### Sum or mean: the sizes
 # What are these terms beside the GAN's? The next cell takes the same pairs through each network of the pool, after 40 batches of real
 # images, and prints both losses under each reduction, without weights. In the last lines stand the two terms of the generator's own
-# loss (both are means).
+# loss, both means. The source term has bars, since it is a score without a zero: add a number to all scores of the critic, and its loss
+# stays the same. How large it is says nothing.
 #
-# Values can mislead, because a generator follows *gradients*. So the second and third table have what counts: the length of the gradient
-# that a term,
+# Other values can mislead as well, because a generator follows *gradients*. So the second and third table have what counts: the length of
+# the gradient that a term,
 # **with the paper's weight**, sends into the generated images, divided by the length of the gradient that the GAN's loss sends
 # there. We call it the **pull**: at 1 the term pulls as strongly as the GAN, at 0.01 it hardly exists, at 100 there is no GAN left.
-# The table *as drawn* has the networks before their first batch, which is what the paper says literally ("random initial model").
+# The table *as drawn* has the networks before their first batch, which is what the paper says literally ("random initial model"). In
+# the runs of this chapter a network gets two batches per update and is replaced after 14 updates, so that it never sees more than 28:
+# its pull lies somewhere between the two tables.
 
 # %%
 def gradient(term):
@@ -225,23 +232,24 @@ for moment in ("trained", "as drawn"):
 # Same equation, same weight: in one reading the local term leads, in the other it is switched off. And in the paper's size the two are a
 # factor of a million apart, not of 32,768 and 16,384 as in these narrow networks.
 #
-# *Read the lines "global".* The mean, which is DiM's reading, pulls with hundredths or less, our default, the mean over the batch, ten
-# times as strongly, and the sum more than the GAN. The ConvNet pulls ten times as hard after 40 batches as when it was drawn, because
-# logits grow with training; ResNets, whose norms look at the batch, have large logits from the beginning. So the weight is also a matter
-# of *how long the network has trained*, and the paper gives no number for that either.
+# *Read the lines "global".* In the trained networks the sum pulls harder than the GAN; the mean, which is DiM's reading, with hundredths
+# or less; batchmean, our default, ten times as hard as the mean. Training moves this, and not in one direction: the ConvNet
+# pulls ten times as hard after 40 batches as when it was drawn (as a sum 0.09 and 1.1), because its logits grow; ResNet-18, whose batch
+# norm makes large logits from the beginning, pulls less than half as hard (14 and 5.5). So the weight is also a matter of *how long the
+# network has trained*, and the paper gives no number for that either.
 #
 # *Read across networks.* At equal weights ResNets pull several times as hard as the ConvNet. The **pool** belongs to the balance as well:
 # whenever the next network is drawn, all weights mean something else. (SKD, chapter 9, removes this for the logits.)
 #
 # ### What pairs ask for
-# Suppose both terms were strong. What would they do? Take one class. Real maps scatter around their mean $\boldsymbol\mu^{\mathcal T}$ with
-# variance $v^{\mathcal T}=\mathbb E\lVert\mathbf f^{\mathcal T}-\boldsymbol\mu^{\mathcal T}\rVert^2$, generated ones around
-# $\boldsymbol\mu^{\mathcal S}$ with $v^{\mathcal S}$. The two images of a pair are drawn independently, so the mixed terms vanish on
+# Suppose both terms were strong. What would they do? Take one class. Real maps scatter around their mean $\mathbf m^{\mathcal T}$ with
+# variance $v^{\mathcal T}=\mathbb E\lVert\mathbf f^{\mathcal T}-\mathbf m^{\mathcal T}\rVert^2$, generated ones around
+# $\mathbf m^{\mathcal S}$ with $v^{\mathcal S}$. The two images of a pair are drawn independently, so the mixed terms vanish on
 # average:
 #
 # $$
 # \mathbb E\,\big\lVert\mathbf f^{\mathcal S}-\mathbf f^{\mathcal T}\big\rVert^2=v^{\mathcal T}+v^{\mathcal S}+\big\lVert
-# \boldsymbol\mu^{\mathcal S}-\boldsymbol\mu^{\mathcal T}\big\rVert^2 .
+# \mathbf m^{\mathcal S}-\mathbf m^{\mathcal T}\big\rVert^2 .
 # $$
 #
 # The generator can do nothing about $v^{\mathcal T}$. It can move its mean to the real mean: that is distribution matching (chapter 3),
@@ -293,15 +301,16 @@ papers.Table(columns, tuple(lines), (f"v of the photographs: {variance(photograp
 
 # %% [markdown]
 # *Photographs are not the best answer to photographs.* Their loss is twice their variance. The mean map has no variance and gets half of
-# that. A generator that draws **one** blurred average of each class would be rewarded for it, and the GAN, whose discriminator knows that
-# photographs differ, is all that holds against it. Even our generated images have a lower loss than photographs have, though their
-# means are farther away: this small generator's images vary less. *A lower match loss does not mean better images.* To watch
-# for it, our runs log the variance of the maps, of real and of generated batches, in every update.
+# that. It is an average of *maps* that pays. The mean *photograph*, one blurred image of each class, has no variance either, but its map
+# is not the mean map: it gets less loss than photographs, and no less than our generated images. These, too, have a lower loss than
+# photographs, though their means are farther away: this small generator's images vary less. So the loss asks for images whose maps are
+# alike and average, and the GAN, whose discriminator knows that photographs differ, is all that holds against it. *A lower match loss
+# does not mean better images.* To watch for it, our runs log the variance of the maps, of real and of generated batches, in every update.
 #
 # ## Try it
 # Now the weight moves. From the one GAN, every setting goes on for the same few updates with the same real batches, the same noise and the
-# same networks of the pool: a **control** with both weights 0, which is the GAN training on; then $\omega_g=0.01$ with $\omega_l$ from 0
-# over the paper's 0.001 up to 1000. All of it **twice**, with other batches, noise and networks, so that one can see what chance does.
+# same networks of the pool: a **control** with both weights 0, which is the GAN training on; then $\omega_g=0.01$ with $\omega_l$ from
+# the paper's 0.001 up to 1000. All of it **twice**, with other batches, noise and networks, so that one can see what chance does.
 # (Reading the loss as a sum is another weight in our units: 0.001 as a sum is 33 with this ConvNet's maps, and 16 with the ResNets'.)
 
 # %%
@@ -337,11 +346,16 @@ for (title, again), result in swept.items():
 accuracies = {title: [value for again in range(repeats) for value in measured[title, again]] for title in settings}
 varieties = {title: [variety[title, again] for again in range(repeats)] for title in settings}
 print(f"validation images, control: {both(accuracies['weight 0'])[0]:.1f} %, deviation {both(accuracies['weight 0'])[1]:.1f}")
+gap = {title: -logged(title, "d_source") for title in settings}      # of a Wasserstein critic: score of real minus of generated
+for title in ("weight 0", *(f"{level:g}" for level in levels)):
+    print(f"critic's gap at {title:>8}: {gap[title]:.2f}")
 
 # %% [markdown]
 # Move $\omega_l$. The ten images come from the same noise at every stop. The charts have the pull of both terms together (mean over the
 # updates), the two terms with their weights beside the GAN's class term, the variance of the maps within a class (of the lens, in percent
-# of the photographs'), and the accuracy of networks trained on resampled images, on **validation** images.
+# of the photographs'), and the accuracy on **validation** images of networks that were trained on **resampled** images: every batch is
+# drawn anew from the generator, so that a network never sees an image twice. (The other way, **frozen**, comes below: IPC
+# images of each class are drawn once and used throughout, as with any distilled set.)
 
 # %%
 stops = [title for title in settings if title != "weight 0"]
@@ -376,9 +390,10 @@ widgets.live(drawn_at, label="omega_l", omega_l=stops)
 # %% [markdown]
 # *From left to right.* Up to 0.1 nothing moves but the weight itself: both terms together pull with an eighth of the GAN's strength, and
 # that is the global one. The paper's 0.001, read as a weight of a mean, **is no local term**. Between 1 and 10 the pull passes the GAN's,
-# and from then on the variance within a class falls, from half of what photographs have to about two fifths, while the GAN's opinion (the
-# score `g_source` in the metrics) gets worse. That is the pull towards the mean, and where an image is unusual one can see it: the
-# dark shirt gets lighter, as most shirts are.
+# and from then on the variance within a class falls, from half of what photographs have to about two fifths, while the critic tells
+# generated images from photographs more and more easily: the gap of its scores, printed above, grows to a multiple of the control's. That
+# is the pull towards the mean, and where an image is unusual one can see it: the dark shirt gets lighter, as most shirts are.
+#
 # Between 100 and 1000 little is added although the pull grows tenfold. Adam divides a gradient by its own size, so a weight can only decide
 # *whose direction* is taken, and at 100 there is nobody else left.
 #
@@ -401,9 +416,9 @@ plots.dots({"none": {"control": accuracies["weight 0"]}} | {title: {"GLD": accur
 # 0.2 points), and somebody has to be best of six. At 1000, with a sixth of its variety gone, the generator may have lost a point, or not. A
 # curve through means *without* dots would have had a clear maximum, and would have meant nothing.
 #
-# Now fresh networks and the test images, once. *Frozen*: IPC images of each class are drawn once and used throughout, as with any
-# distilled set. *Resampled*: every batch is drawn anew, so a network never sees an image twice; the papers of this family report that.
-# The rows: random photographs, the GAN as it was, the control, and GLD with the paper's weights.
+# Now fresh networks and the test images, once, with frozen sets and resampled; the papers of this family report the second.
+# The rows: random photographs, the GAN as it was, the control, and GLD with the paper's weights. DiM has no row here: chapter 7 runs it
+# from the same GAN.
 
 # %%
 random_sets = [select.random(real, config.ipc, runs.stream(seed, "random", k)) for k in range(networks)]
@@ -473,8 +488,9 @@ print(f"GLD and control: {apart:+.1f} points (claim: within 3)")
 #
 # ## The paper and us
 # What does the second term gain in the paper? Its tables 1 and 2 print DiM and GLD as mean and standard deviation $\sigma$ over five test
-# networks. The standard error of a difference of two such means is $\sqrt{(\sigma_1^2+\sigma_2^2)/5}$. Below 2.3 errors, a difference is
-# what chance does in more than one of twenty comparisons.
+# networks. The standard error of a difference of two such means is $\sqrt{(\sigma_1^2+\sigma_2^2)/5}$. A difference of 2.3 errors is
+# where a two-sided t-test at 5 % with $5+5-2=8$ degrees of freedom draws the line: chance alone goes beyond it in one of twenty
+# comparisons.
 
 # %%
 def printed(table, dataset, method, ipc, arch="convnet3"):
@@ -487,29 +503,30 @@ def gain(one, other):
 
 
 cases = [("1", dataset, budget, "convnet3") for dataset in ("mnist", "fashion_mnist", "cifar10") for budget in (1, 10, 50)]
-cases += [("2", "cifar10", 10, arch) for arch in ("convnet3", "resnet18", "alexnet", "vgg11")]
+cases += [("2", "cifar10", 10, arch) for arch in ("resnet18", "alexnet", "vgg11")]
 lines = []
 for table, dataset, budget, arch in cases:
     full, base = (printed(table, dataset, method, budget, arch) for method in ("GLD", "DiM"))
     over_cgan = gain(base, printed("1", dataset, "CGAN", budget)) if table == "1" else "-"
     title = f"{dataset}, {budget}" if table == "1" else arch
     lines.append((title.replace("fashion_mnist", "fashion"), full.value, gain(full, base), over_cgan))
-columns = ("table 1, IPC", "GLD", "over DiM", "DiM's")
-papers.Table(columns, tuple(lines), ("last four lines: table 2, other test networks, cifar10 at IPC 10, a pool of two",),
+columns = ("table 1, IPC", "GLD", "over DiM", "DiM over CGAN")
+papers.Table(columns, tuple(lines), ("last three lines: table 2, other test networks, cifar10 at IPC 10, a pool of two",),
              "As printed; GLD's gain over DiM, and DiM's over CGAN, in points (in standard errors)", frozenset(columns[1:]))
 
 # %% [markdown]
-# * *GLD over DiM* is half a point to one point in most cells. On Fashion-MNIST it is beyond 2.3 errors at every IPC, on MNIST at one image,
-#   on CIFAR-10 at fifty. On CIFAR-10 at one and ten images it is not, and on MNIST at fifty it is below zero.
+# * *GLD over DiM* is half a point to one point in five of nine cells. On Fashion-MNIST it is beyond 2.3 errors at every IPC, on MNIST at
+#   one image, on CIFAR-10 at fifty. On CIFAR-10 at one and ten images it is not, and on MNIST at fifty it is below zero.
 # * *DiM over CGAN*, one step earlier, is 3.5 to 5 points on CIFAR-10 and 3 to 4 on Fashion-MNIST. No control trains the GAN on without a
 #   term, so the tables do not say how much of that is a term's, and how much is 100 more epochs.
 # * *Other networks.* ResNet-18 gains most, 2.4 points. It is in the pool that looked at the images; AlexNet and VGG11 are not, and gain
-#   0.7 and 0.6 with errors of 0.4. The ConvNet's 66.7±0.3 stands in both tables, although the text gives the second one a pool
-#   of two networks and the first one of three.
-# * *The error counts test networks only.* As far as the text says, each method has one generator. Two runs of one setting above
-#   show what a second generator would add.
+#   0.7 and 0.6 with errors of 0.4. Table 2 prints the ConvNet's 66.7±0.3 once more, although the text gives it a pool of two networks
+#   and table 1 one of three.
+# * *The error counts test networks only.* As far as the text says, each method has one generator, and nothing in the tables says what a
+#   second one would add. Nor do our two runs of a setting: both go on from the same GAN, and differ in the last 40 updates only.
 #
-# Beside ours, from `book/results/measured.csv`, then this run.
+# Beside ours, from `book/results/measured.csv`, then this run. "Weight 0.0" is the control: the GAN trains on for as long, without a term.
+# Under each table stands how far apart the methods with a generator are, beside the largest deviation of one of them.
 
 # %%
 measured_rows = [row for row in evaluate.read_rows() if row["method"] in ("Random", "CGAN", "DiM", "GLD")
@@ -518,6 +535,13 @@ for dataset in ("fashion_mini", "mnist", "fashion_mnist", "cifar10"):
     for budget in (1, 10, 50):
         if any((row["dataset"], row["ipc"], row["method"]) == (dataset, str(budget), "GLD") for row in measured_rows):
             display(side_by_side(measured_rows, dataset, budget, "fashion_mnist" if dataset == "fashion_mini" else None))
+            for how in recipes:
+                group = [(float(row["accuracy_mean"]), float(row["accuracy_std"])) for row in measured_rows
+                         if (row["dataset"], row["ipc"], row["eval_arch"]) == (dataset, str(budget), "convnet3")
+                         and row["method"] != "Random" and ("resampled" in row["protocol"]) == (how == "resampled")]
+                if len(group) > 1:
+                    means, deviations = zip(*group, strict=True)
+                    print(f"{how}: apart {max(means) - min(means):.1f}, deviation {max(deviations):.1f}")
 if not any(row["method"] == "GLD" for row in measured_rows):
     print("GLD in a larger run:", papers.NOT_RUN)
 for row in rows if results else []:
@@ -553,7 +577,9 @@ shown
 # Solutions are folded below each question.
 #
 # **1. Change a number.** The weights that the paper prints, with the sums that it prints: set both reductions to `"sum"` and take ten
-# updates. Before you run it, read off the second table what the pull will be. Then find weights for the sums that do what our defaults do.
+# updates with two networks. Before you run it, read off the tables *Pull* what to expect: column *sum*, both lines of a network (its
+# gradients add up to at most the sum of the two), between *as drawn* and *trained*, since ten batches are all that a network gets. Then
+# find weights for the sums that do what our defaults do.
 
 # %% tags=["hide-cell"]
 short = replace(config, steps=10, redraw=5, max_gradient=1e7)
@@ -586,13 +612,14 @@ for title, loss in (("pairs", pairs), ("means", means)):
     with torch.no_grad():
         moved = lens.mid(real.preprocess((some - 20 * step / step.norm() + 1) / 2))[1].flatten(1).unflatten(0, (num_classes, -1))
     print(f"a step down the loss of {title}: variance of the maps {variance(moved) / variance(of_some.detach()) - 1:+.0%}")
-print("The loss of means cannot tell photographs from their mean map, and other photographs\nare as good as it gets. Variety costs it "
-      "nothing, and earns nothing either.")
+print("The loss of means cannot tell photographs from their mean map, and other photographs\nare as good as it gets. It has no term for "
+      "variety: it asks all maps of a class for\nthe same shift. What becomes of their variance on the way (here it grows) is a side\n"
+      "effect of moving this generator's means; the loss of pairs asks for less, and gets it.")
 
 # %% [markdown]
-# **3. Bring your data.** Find the reading of the sum that your data need: print the pull of both terms under each reduction for a
-# ConvNet-3. Any arrays will do; here, half of the classes at half the resolution, with a GAN of their own. Which number of the map
-# changes with the resolution, and what does that do to a weight that was chosen for a sum?
+# **3. Bring your data.** Find the reading that your data need, if you keep the paper's weights: print the pull of both terms under each
+# reduction for a ConvNet-3. Any arrays will do; here, half of the classes at half the resolution, with a GAN of their own. By how much
+# do sum and mean differ, for each term? Which of these factors changes with the resolution?
 
 # %% tags=["hide-cell"]
 half_of_them = max(num_classes // 2, 2)
@@ -612,6 +639,11 @@ for reduction in reductions:
             replace(each, local_weight=0.0), replace(each, weight=0.0))]
     print(f"{reduction:>9}: pull of the global term {ratios[0]:.5f}, of the local one {ratios[1]:.5f}")
 size = lambda shape: tuple(models.build("convnet3", shape=shape, num_classes=2, width=16, seed=0).mid(torch.zeros(2, *shape))[1].shape[1:])
-print("maps:", size(real.shape), "and", size(mine.shape))
-print("Half the height and width leave fewer places, so a sum over the map has fewer entries,\nand a weight that was chosen for it is too "
-      "small; a mean stays about what it was.\nThe logits do not know the resolution.")
+for title, shape, classes in (("all above", real.shape, num_classes), ("these data", mine.shape, half_of_them)):
+    count = config.batch_size * math.prod(size(shape))
+    print(f"{title:>10}: maps {size(shape)}; a sum is the mean times {config.batch_size * classes} (logits), {count:,} (maps)")
+print("Which reading? One that pulls and leaves the GAN in charge, between 0.01 and 1, say.\nHere, for the logits only the sum is in that "
+      "range; for the maps batchmean is and, closer\nto the GAN's own pull, the sum; a mean of either may as well not be there.\n"
+      "The resolution changes the factor of the maps (the number of classes that of the\nlogits): a sum has a seventh of the entries, so "
+      "beside a mean its weight counts a\nseventh of what it did. The pulls themselves cannot be compared with the tables above:\n"
+      "another GAN, hardly trained, is their unit. So measure with your own GAN first.")
