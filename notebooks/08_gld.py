@@ -186,16 +186,16 @@ print("the sum is the mean, times", *entries_of.values())
 # ### Sum or mean: the sizes
 # What are these terms beside the GAN's? The next cell takes the same pairs through each network of the pool, after 40 batches of real
 # images, and prints both losses under each reduction, without weights. In the last lines stand the two terms of the generator's own
-# loss, both means. The source term has bars, since it is a score without a zero: add a number to all scores of the critic, and its loss
-# stays the same. How large it is says nothing.
+# loss, both means. The source term has bars, since it is a score without a zero: add a number to all scores of the discriminator (the
+# *critic* of a Wasserstein GAN), and its loss stays the same. How large it is says nothing.
 #
 # Other values can mislead as well, because a generator follows *gradients*. So the second and third table have what counts: the length of
-# the gradient that a term,
-# **with the paper's weight**, sends into the generated images, divided by the length of the gradient that the GAN's loss sends
-# there. We call it the **pull**: at 1 the term pulls as strongly as the GAN, at 0.01 it hardly exists, at 100 there is no GAN left.
+# the gradient that a term, **with the paper's weight**, sends into the generated images, divided by the length of the gradient that the
+# GAN's loss sends there. We call it the **pull**: at 1 the term pulls as strongly as the GAN, at 0.01 it hardly exists, at 100 there is
+# no GAN left.
 # The table *as drawn* has the networks before their first batch, which is what the paper says literally ("random initial model"). In
 # the runs of this chapter a network gets two batches per update and is replaced after 14 updates, so that it never sees more than 28:
-# its pull lies somewhere between the two tables.
+# expect a pull between those of the two tables.
 
 # %%
 def gradient(term):
@@ -577,8 +577,8 @@ shown
 # Solutions are folded below each question.
 #
 # **1. Change a number.** The weights that the paper prints, with the sums that it prints: set both reductions to `"sum"` and take ten
-# updates with two networks. Before you run it, read off the tables *Pull* what to expect: column *sum*, both lines of a network (its
-# gradients add up to at most the sum of the two), between *as drawn* and *trained*, since ten batches are all that a network gets. Then
+# updates with two networks. Before you run it, read off the tables *Pull* what to expect: column *sum*, the two lines of a network
+# (together they pull at most as hard as the two numbers added), between *as drawn* and *trained*, since a network gets ten batches at most. Then
 # find weights for the sums that do what our defaults do.
 
 # %% tags=["hide-cell"]
