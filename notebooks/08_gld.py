@@ -578,8 +578,8 @@ shown
 #
 # **1. Change a number.** The weights that the paper prints, with the sums that it prints: set both reductions to `"sum"` and take ten
 # updates with two networks. Before you run it, read off the tables *Pull* what to expect: column *sum*, the two lines of a network
-# (together they pull at most as hard as the two numbers added), between *as drawn* and *trained*, since a network gets ten batches at most. Then
-# find weights for the sums that do what our defaults do.
+# (together they pull at most as hard as the two numbers added), between *as drawn* and *trained*, since a network gets ten batches at
+# most. Then find weights for the sums that do what our defaults do.
 
 # %% tags=["hide-cell"]
 short = replace(config, steps=10, redraw=5, max_gradient=1e7)
