@@ -29,7 +29,7 @@ from ddlib.methods import cgan, dim
 # %% tags=["parameters"]
 preset: str = "cpu"               # "tiny" | "cpu" | "cpu-full" | "gpu" | "cifar10-ipc10" | ... (all of dim.PRESETS)
 objective: str = "wasserstein"    # of the GAN: "wasserstein" (DiM's code) | "log" (as papers print it)
-steps: int = 75                   # updates of the generator by DiM; 0: the preset's
+steps: int = 0                    # updates of the generator by DiM; 0: half the preset's with "cpu", else the preset's
 protocol: str = "strict-cpu"      # how test networks are trained: "strict-cpu" | "strict"
 train_steps: int = 100            # steps of a test network; 0: the protocol's
 batch_size: int = 64              # of the test networks, as in DiM's code; the strict protocols have 256
@@ -41,7 +41,7 @@ results: str = ""                 # CSV file that gets the rows of this run; emp
 
 # %%
 config = replace(methods.preset(dim, preset), objective=objective, seed=seed, gan_seed=seed)
-config = replace(config, steps=steps or config.steps)
+config = replace(config, steps=steps or (75 if preset == "cpu" else config.steps))          # a chapter is in a hurry
 folder = runs.Path(out) if out else runs.folder("07_generators", f"{preset}-{objective}-{config.steps}-{seed}")
 real = runs.load_data(config).to(runs.pick_device())
 device, num_classes, pixels = real.train.images.device, real.num_classes, math.prod(real.shape)
@@ -284,7 +284,7 @@ recipes = {again: evaluate.with_options(protocol + suffix[again], width=width, r
                                         **({"steps": train_steps} if train_steps else {})) for again in (False, True)}
 smallest = int(real.train.labels.bincount().min())
 equal_storage = max(1, min(syn.budget // (num_classes * pixels), smallest))             # images per class that the weights would buy
-command = (f"make run CHAPTER=07 ARGS='-p preset {preset} -p objective {objective} -p steps {steps} -p protocol {protocol} "
+command = (f"make run CHAPTER=07 ARGS='-p preset {preset} -p objective {objective} -p steps {config.steps} -p protocol {protocol} "
            f"-p train_steps {train_steps} -p batch_size {batch_size} -p width {width} -p repeats {repeats} -p seed {seed}'")
 accuracy, rows = {}, []
 made = {"CGAN": ("CGAN", config.gan().variant, syn, gan_run.minutes)}                  # in a row: method and version
@@ -352,7 +352,7 @@ pull = dim_run.metrics()["ratio"]
 distance = [(ten(each) - ten(syn)).abs().mean().item() for each in (longer.syn, dim_run.syn)]
 apart = (ten(longer.syn) - ten(dim_run.syn)).abs().mean().item()
 is_default = (preset, objective, steps, protocol, train_steps, batch_size, width, repeats) == (
-    "cpu", "wasserstein", 75, "strict-cpu", 100, 64, 16, 2)           # claims are about the default run, not about every run
+    "cpu", "wasserstein", 0, "strict-cpu", 100, 64, 16, 2)           # claims are about the default run, not about every run
 assert (apart < 0.2 * min(distance) and sorted(pull)[len(pull) // 2] < 0.2) or not is_default
 print(f"pull of the term, as a share of the GAN's: median {sorted(pull)[len(pull) // 2]:.4f}, largest {max(pull):.4f}")
 print(f"mean change of a pixel (0 to 1): longer {distance[0]:.4f}, DiM {distance[1]:.4f}, between the two {apart:.4f}")
@@ -412,13 +412,13 @@ papers.Table(("CGAN", *(f"IPC {ipc}" for ipc in few_ipcs)), tuple((title, *map(g
 # without its choice on test images; *resampled* and *frozen* are the book's own, `strict-cpu-resampled` and `strict-cpu`: 200 steps.
 
 # %%
-def beside(found, dataset, ipcs, protocols, caption):
+def beside(found, dataset, ipcs, protocols, caption, net_width):
     """Papers, then ours under each protocol; Random has nothing to resample, and in no paper is there a GAN that only trains longer."""
     versions = {"CGAN": ("CGAN", config.gan().variant), "CGAN, longer": ("DiM", no_term.variant), "DiM": ("DiM", config.variant)}
     listed, footnotes = [], {}
     for ipc in ipcs:
         for title, (method, variant) in {"Random": ("Random", ""), **versions}.items():
-            tables = [papers.beside(found, dataset=dataset, ipcs=[ipc], methods=[method], variant=variant, protocol=name,
+            tables = [papers.beside(found, dataset=dataset, ipcs=[ipc], methods=[method], variant=variant, protocol=name, width=net_width,
                                     published_as={"fashion_mini": "fashion_mnist", "toy": "mnist"}.get(dataset))
                       for name in protocols.values()]
             ours = ["-" if title == "Random" and how != "frozen" else table.rows[0][3] for how, table in zip(protocols, tables)]
@@ -428,17 +428,30 @@ def beside(found, dataset, ipcs, protocols, caption):
 
 
 measured, ours = evaluate.read_rows(), {"dim": "dim", "resampled": "strict-cpu-resampled", "frozen": "strict-cpu"}
-for dataset in ("fashion_mini", "fashion_mnist", "mnist", "cifar10"):
-    if any((row["dataset"], row["method"]) == (dataset, "DiM") for row in measured):
-        display(beside(measured, dataset, (1, 10, 50), ours, dataset))
+for dataset in ("fashion_mnist", "mnist", "cifar10"):
+    budgets = [int(row["budget_scalars"]) for row in measured if (row["dataset"], row["method"]) == (dataset, "CGAN")]
+    if budgets:
+        bought = budgets[-1] / math.prod(papers.IMAGES[dataset])
+        display(beside(measured, dataset, (1, 10, 50), ours, f"{dataset}, {budgets[-1]:,} scalars, or {bought:.0f} images per class", 32))
     else:
-        print(f"DiM on {dataset}, at a larger scale: {papers.NOT_RUN}")
+        print(f"CGAN and DiM on {dataset}, at a larger scale: {papers.NOT_RUN}")
 chapter.record(folder, rows, results, pictures={"dim": dim_run.syn.show()}, dataset=config.dataset, ipcs=few_ipcs,
                methods=["Random", "CGAN", "DiM"])
 beside(rows, config.dataset, few_ipcs, {"resampled": recipes[True].name, "frozen": recipes[False].name},
-       f"this run on {config.dataset}, width {width}")
+       f"this run on {config.dataset}", width)
 
 # %% [markdown]
+# Three things stand in the larger tables.
+#
+# * **The printed level can be reached.** Under the published recipe (*dim*), our CGAN at IPC 1 comes within a point of the printed one on
+#   Fashion-MNIST and on MNIST, or above it, at a sixth of its width.
+# * **Most of it is freshness.** The same generator, frozen at IPC 1, is in the range of one random image per class, and at IPC 10 it is
+#   no better than ten. Twenty or thirty-five points lie between frozen and resampled at IPC 1. (On CIFAR-10, our small GAN makes
+#   nothing worth seeing; frozen at IPC 10, it is far below random images.)
+# * **DiM's term leaves no trace** in runs of this length: DiM and its twin without the term are equal within their spread,
+#   wherever both have been run. The papers print up to three points between CGAN and DiM at IPC 1 on these two datasets, after a
+#   hundred epochs of matching; ours had 1,000 updates, about one.
+#
 # **What differs from the papers, and what we expect of it**
 #
 # 1. *Objective.* The papers print the log loss; DiM's code trains the Wasserstein objective, and so do we (`objective="log"` is the
