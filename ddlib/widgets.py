@@ -756,6 +756,9 @@ gap:0 .35em;align-items:center;font-size:.85em;font-variant-numeric:tabular-nums
 font-variant-numeric:tabular-nums;white-space:nowrap;line-height:1.25}
 .ddlib-widget .tau th:first-child{text-align:left;font-weight:400}
 .ddlib-widget .tau thead th{font-weight:600;border-bottom:1px solid #d0d7de;white-space:normal;vertical-align:bottom}
+@media (max-width:480px){.ddlib-widget .tau .values table{font-size:.72em}
+.ddlib-widget .tau th,.ddlib-widget .tau td{padding-right:.3em}
+.ddlib-widget .tau tbody th{white-space:normal;line-height:1.1}}
 """
 
 _TAU_SCRIPT = r"""
@@ -785,7 +788,8 @@ _TAU_SCRIPT = r"""
       const outer = shares[1].map((q, k) => q - shares[0][k]), {count, centred, deviation} = soft[1];
       const along = count && sum(centred.map((c, k) => c * outer[k])) / (count * deviation ** 2);
       const slope = outer.map((g, k) => count ? (g - centred[k] * along) / (tau * deviation) : g / tau);
-      return {z: soft.map(part => part.z), shares, divergence, slope};
+      const flat = soft.some(part => part.deviation < 1e-4);                // a step that the library leaves out
+      return {z: soft.map(part => part.z), shares, divergence, slope: flat ? slope.map(() => 0) : slope, flat};
     }
     // the largest probability, of one class above equal others: e^a / (e^a + C - 1)
     const cap = count => 1 / (1 + (size - 1) * Math.exp(-size / Math.sqrt(size * (size - 1) / count) / tau));
@@ -845,7 +849,7 @@ _TAU_SCRIPT = r"""
         Object.assign(slider, {type: "range", min: data.low, max: data.high, step: 0.1, autocomplete: "off"});
         slider.style.accentColor = colors[view]; number.className = "number";
         slider.setAttribute("aria-label", "logit of " + name + ", " + ["real", "generated"][view]);
-        slider.addEventListener("input", () => { logits[view][k] = +slider.value; choice.selectedIndex = -1; update(); });
+        slider.addEventListener("input", () => { logits[view][k] = +slider.value; choice.value = "own"; update(); });
         inputs[view].push({slider, number}); grid.append(slider, number);
       }
     });
@@ -860,7 +864,8 @@ _TAU_SCRIPT = r"""
       tile(1, fixed(tau * tau * found.divergence, 3), "τ² KL, as in eq. 7 before λ");
       tile(2, fixed(limit, 3), standard ? "largest probability that is possible" : "no cap without standardization");
       tile(3, fixed(most[0], 3), "largest probability now, real; generated: " + fixed(most[1], 3));
-      tile(4, length < 1e-9 ? "0" : length.toPrecision(2), "length of the gradient; its sum " + fixed(sum(found.slope), 3)
+      if (found.flat) tile(4, "flat: left out", "an image with equal logits has no deviation, and the gradient no limit");
+      else tile(4, length < 1e-9 ? "0" : length.toPrecision(2), "length of the gradient; its sum " + fixed(sum(found.slope), 3)
         + ", times the logits " + fixed(sum(found.slope.map((g, k) => g * logits[1][k])), 3));
       capped.textContent = "At τ = " + tau.toFixed(1) + " and " + size + " classes the cap is " + fixed(cap(size - 1), 3)
         + " with a deviation over C − 1 classes and " + fixed(cap(size), 3) + " with one over C.";
@@ -870,14 +875,15 @@ _TAU_SCRIPT = r"""
       body.querySelector(".soft").textContent = standard ? "Z, standardized logits divided by τ" : "logits divided by τ";
       chart(charts[0], found.z, colors, -reach, reach, said("softened logits, real and generated", found.z));
       chart(charts[1], found.shares, colors, 0, 1, said("probabilities, real and generated", found.shares), standard ? limit : undefined);
-      chart(charts[2], [found.slope], ["#9a7d0a"], -steep, steep, said("gradient", [found.slope]));
+      chart(charts[2], [found.slope], ["#9a7d0a"], -steep, steep,
+        found.flat ? "gradient: flat, left out" : said("gradient", [found.slope]));
       rows.replaceChildren(...classes.map((name, k) => {
         const row = document.createElement("tr"), head = document.createElement("th");
         head.scope = "row"; head.textContent = name; row.append(head);
         for (const [lists, digits] of [[logits, 1], [found.z, 3], [found.shares, 4], [[found.slope], 5]])
           for (const list of lists) {
             const cell = document.createElement("td");
-            cell.textContent = fixed(list[k], digits); row.append(cell);
+            cell.textContent = found.flat && list === found.slope ? "–" : fixed(list[k], digits); row.append(cell);
           }
         return row;
       }));
@@ -900,7 +906,8 @@ def tau_explorer(
     examples: name to the logits (C,) of a network that sees a real image, and of the same network that sees a generated one,
     to begin with; the page holds them rounded to tenths. The browser computes standardized logits, probabilities, the
     divergence and its gradient, as `skd.skd_loss` does (deviation over C - 1), with a deviation over C, and without
-    standardization. at: the first tau, in tenths.
+    standardization. Where all logits of one image are equal it leaves the gradient out, as the library does.
+    at: the first tau, in tenths.
     """
     names = [str(name) for name in classes]
     if not examples:
@@ -917,7 +924,8 @@ def tau_explorer(
     every = [value for pair in stored.values() for view in pair for value in view]
     key = '<span class="key" style="background:{}"></span>{}'
     keys = key.format("#1b4f72", "real, ") + key.format("#aa4499", "generated; ") + key.format("#bc4c00", "the cap.")
-    options = "".join(f"<option>{escape(name)}</option>" for name in stored)
+    options = "".join(f'<option value="{place}">{escape(name)}</option>' for place, name in enumerate(stored))
+    options += '<option value="own" hidden disabled>own logits</option>'          # shown once a slider has moved
     columns = "".join(f'<th scope="col">{name}</th>' for name in
                       ("class", "logit, real", "gene&shy;rated", "Z, real", "gene&shy;rated", "p, real", "gene&shy;rated", "gradient"))
     body = (
