@@ -304,9 +304,10 @@ def recipe_for(network, base):
     return evaluate.with_options(base, network=network, width=tests[network], repeats=repeats, batch_size=batch_size, **steps)
 
 
-digest = hashlib.sha256(b"".join(path.read_bytes() for path in files_of_sets)).hexdigest()[:8]
+digest = hashlib.sha256(real.fingerprint.encode() + b"".join(path.read_bytes() for path in files_of_sets)).hexdigest()[:8]
 folder = runs.Path(out) if out else runs.folder("10_cross_architecture", f"{preset}-{seed}-{digest}")
 command = (f"make run CHAPTER=10 ARGS='-p preset {preset} -p networks {networks or usual[0]} -p protocol {protocol} "
+           f"{f'-p sets {sets} ' if sets else ''}"
            f"-p train_steps {train_steps} -p batch_size {batch_size} -p repeats {repeats} -p resampled {resampled} -p seed {seed}'")
 before = folder / "accuracies.json"                                # what an interrupted run has already measured
 found = json.loads(before.read_text()) if before.is_file() else {}
@@ -318,11 +319,12 @@ for name, syn, base in wanted:
     title = name if base == protocol else f"{name}, resampled"
     for network in tests:
         recipe = recipe_for(network, base)
-        key = f"{title}, {network}:{tests[network]}, {recipe.name}, n={repeats}"
+        key = f"{title}, {network}:{tests[network]}, {recipe.name}, n={repeats}, seed {seed}, sets {digest}"
         if key not in found:
             try:
                 done = evaluate.evaluate(syn, real, recipe, seed=seed, quiet=True)
-                found[key] = (100 * done.accuracies).tolist(), done.row(method=name, preset=preset, command=command)
+                method, _, file = name.partition(" ")              # a second set of a method has its file's name
+                found[key] = (100 * done.accuracies).tolist(), done.row(method=method, variant=file.strip("()"), command=command)
             except FloatingPointError as error:
                 found[key] = [], {"diverged": str(error)}
             files.write_text(before, json.dumps(found, indent=1))
@@ -443,7 +445,7 @@ gains = {network: [advantage[name, network] for name in pixels if (name, network
 gain = statistics.mean(value for each in gains.values() for value in each) if pixels else math.nan
 losses = [mean[name, home] - mean[name, network] for name in pixels for network in others if {(name, home), (name, network)} <= set(mean)]
 lost = statistics.mean(losses) if losses else math.nan
-is_default = (preset, sets, networks, repeats, train_steps, batch_size) == ("cpu", "", "", 2, 100, 16)
+is_default = (preset, sets, networks, protocol, repeats, train_steps, batch_size) == ("cpu", "", "", "strict-cpu", 2, 100, 16)
 assert (gain > 5 and lost > 8) or not is_default                   # with seeds 0, 1, 2: 16.9, 11.1, 13.5 and 14.2, 13.9, 14.6
 if "DM" in normed:                                                 # instance norm, batch norm, batch norm with the batch's statistics
     assert normed["DM"][2] - normed["DM"][1] > 15 or not is_default       # 32, 48, 48
