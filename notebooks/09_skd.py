@@ -369,7 +369,7 @@ with plots.style():
     ax.set_yscale("log")
     ax.set_xlabel("update of the generator")
     ax.set_ylabel("ratio of gradients")
-    ax.legend()
+    ax.legend(loc="lower left")
 fig
 
 # %% [markdown]
@@ -480,10 +480,15 @@ def side_by_side(rows, dataset, ipc, columns, published_as=None):
         lines.append((short, f"{cells[0].accuracy_mean:.1f}" if cells else "-", *each))
     budgets = dict.fromkeys(f"{'Random' if row['method'] == 'Random' else 'a generator'} {int(row['budget_scalars']):,}"
                             for ours in found.values() for row in ours.values())
+    went_on = {how: [float(ours[recipe]["accuracy_mean"]) for (method, _), ours in found.items()
+                     if method in ("DiM", "GLD", "SKD") and recipe in ours] for how, recipe in columns.items()}
+    apart = "; ".join(f"{how}, the {len(each)} below CGAN are within {max(each) - min(each):.2f} points"
+                      for how, each in went_on.items() if len(each) > 1)
     nets = {str(row["n"]) for ours in found.values() for row in ours.values()}
     note = "paper: resampled, the best of five tests" + ("; of Fashion-MNIST, all of it" if published_as else "")
     names = "; ".join(f"{line[0]}: {meaning[line[0]]}" for line in lines if line[0] in meaning)
-    return papers.Table(("method", "paper", *columns), tuple(lines), (note, names, "stored numbers: " + ", ".join(budgets)),
+    notes = tuple(filter(None, (note, names, apart, "stored numbers: " + ", ".join(budgets))))
+    return papers.Table(("method", "paper", *columns), tuple(lines), notes,
                         f"{dataset} at IPC {ipc}, test accuracy in percent, {' or '.join(sorted(nets))} networks", frozenset(columns))
 
 
@@ -574,9 +579,10 @@ papers.Table(names, tuple(lines), ("last three lines: table 2, other test networ
 # Beside ours, from `book/results/measured.csv`: one GAN for all rows of a table; *frozen* and *resampled* are the protocols `strict-cpu`
 # and `strict-cpu-resampled`, and *dim* is DiM's own, resampled, with the one of five checkpoints that is best on validation images. The
 # control, weight 0, ran as DiM with that weight. The $\pm$ is the spread of networks on one generator each: two methods that differ by less
-# than about twice the larger one are not told apart. The line below a table says how far apart the runs are that went on from its GAN,
-# weight 0 among them. Where that is less than the spread, nothing separates the losses from each other or from no loss at all, and only
-# the step from the CGAN to all of them says anything: it is what the further updates do. The last table is this run.
+# than about twice the larger one are not told apart. A note says how far apart the runs are that went on from the GAN, weight 0 among
+# them. Where that is less than the spread, nothing separates the losses from each other or from no loss at all; what is left to read
+# is the step from the CGAN to all of them, which the further updates make. (Without weight 0 in a table one cannot tell whose step it
+# is.) The last table is this run.
 
 # %%
 measured = [row for row in evaluate.read_rows() if row["method"] in ("Random", "CGAN", "DiM", "GLD", "SKD")]
@@ -586,12 +592,6 @@ for dataset in ("fashion_mini", "mnist", "fashion_mnist", "cifar10"):
         for columns in ({"frozen": protocol, "resampled": f"{protocol}-resampled"}, {"dim": "dim"}):
             if any(row["method"] == "SKD" and row["protocol"] in columns.values() for row in mine):
                 display(side_by_side(mine, dataset, budget, columns, "fashion_mnist" if dataset == "fashion_mini" else None))
-                for how, recipe in columns.items():
-                    went_on = {(row["method"], row["variant"]): float(row["accuracy_mean"]) for row in mine if row["method"] in (
-                        "DiM", "GLD", "SKD") and (row["protocol"], row["eval_arch"]) == (recipe, "convnet3")}
-                    if len(went_on) > 1:
-                        apart = max(went_on.values()) - min(went_on.values())
-                        print(f"{how}: {len(went_on)} runs from one GAN\n  within {apart:.1f} points")
 if not any(row["method"] == "SKD" for row in measured):
     print("SKD in a larger run:", papers.NOT_RUN)
 for row in rows if results else []:
