@@ -37,9 +37,9 @@ from ddlib.methods import cgan, dim, skd
 preset: str = "cpu"               # "tiny" | "cpu" | "cpu-full" | "gpu" | "fashion-mnist-ipc1" | ... (all of skd.PRESETS)
 ipc: int = 0                      # images per class that the generator is asked for; 0: the preset's
 tau: float = 2.0                  # temperature
-weight: float = 0.01              # lambda of eq. 7; the paper has 0.001 for MNIST
+weight: float = -1.0              # lambda of eq. 7; -1: the preset's (as in the paper, 0.01, and 0.001 for MNIST)
 strong: float = 100.0             # the second ablation: so many times this weight
-steps: int = 75                   # updates of the generator with SKD; 0: the preset's
+steps: int = 0                    # updates of the generator with SKD; 0: 75 with "cpu", else the preset's
 protocol: str = "strict-cpu"      # how test networks are trained: "strict-cpu" | "strict"; each frozen and resampled
 train_steps: int = 100            # steps of a test network; 0: the protocol's
 width: int = 16                   # of the test networks; the papers have 128
@@ -49,8 +49,10 @@ out: str = ""                     # folder for the results; empty: runs/09_skd/P
 results: str = ""                 # CSV file that gets the rows of this run; empty: none
 
 # %%
-config = replace(methods.preset(skd, preset), tau=tau, weight=weight, seed=seed, gan_seed=seed)
-config = replace(config, ipc=ipc or config.ipc, steps=steps or config.steps)
+config = methods.preset(skd, preset)
+weight = config.weight if weight < 0 else weight
+config = replace(config, tau=tau, weight=weight, standardize=True, seed=seed, gan_seed=seed, ipc=ipc or config.ipc,
+                 steps=steps or (75 if preset == "cpu" else config.steps))                       # a chapter is in a hurry
 options = {"width": width, "repeats": repeats} | ({"steps": train_steps} if train_steps else {})
 recipes = {how: evaluate.with_options(name, **options) for how, name in (("frozen", protocol), ("resampled", f"{protocol}-resampled"))}
 name = f"{preset}-ipc{config.ipc}-{config.tau:g}-{config.weight:g}-{strong:g}-{config.steps}-{seed}"
@@ -503,7 +505,7 @@ for title, gain in gains.items():
     print(f"  {title}: {gain.mean():+.1f} ({', '.join(f'{each:+.1f}' for each in gain.tolist())})")
 
 is_default = (preset, ipc, tau, weight, strong, steps, protocol, train_steps, width, repeats) == (
-    "cpu", 0, 2.0, 0.01, 100.0, 75, "strict-cpu", 100, 16, 3)
+    "cpu", 0, 2.0, 0.01, 100.0, 0, "strict-cpu", 100, 16, 3)
 part = moved("weight 0", "SKD") / moved("CGAN", "weight 0")
 print("claims:\n  gradient beside the GAN's:")
 print(f"    SKD {ratios['SKD']:.2%} (< 2 %), raw {ratios['raw']:.2%} (< 5 %)")
