@@ -537,14 +537,15 @@ measured_rows = [row for row in evaluate.read_rows() if row["method"] in ("Rando
 for dataset in ("fashion_mini", "mnist", "fashion_mnist", "cifar10"):
     for budget in (1, 10, 50):
         if any((row["dataset"], row["ipc"], row["method"]) == (dataset, str(budget), "GLD") for row in measured_rows):
-            display(side_by_side(measured_rows, dataset, budget, "fashion_mnist" if dataset == "fashion_mini" else None))
+            table, spread = side_by_side(measured_rows, dataset, budget, "fashion_mnist" if dataset == "fashion_mini" else None), []
             for how in recipes:
                 group = [(float(row["accuracy_mean"]), float(row["accuracy_std"])) for row in measured_rows
                          if (row["dataset"], row["ipc"], row["eval_arch"]) == (dataset, str(budget), "convnet3")
                          and row["method"] in ("DiM", "GLD") and ("resampled" in row["protocol"]) == (how == "resampled")]
                 if len(group) > 1:
                     means, deviations = zip(*group, strict=True)
-                    print(f"{how}: apart {max(means) - min(means):.1f}, deviation {max(deviations):.1f}")
+                    spread.append(f"{how}: DiM, GLD and control {max(means) - min(means):.1f} apart, deviation {max(deviations):.1f}")
+            display(replace(table, footnotes=(*table.footnotes, *spread)))
 if not any(row["method"] == "GLD" for row in measured_rows):
     print("GLD in a larger run:", papers.NOT_RUN)
 for row in rows if results else []:
