@@ -361,7 +361,8 @@ plots.loss_curve({"DiM's term, times weight": [config.weight * value for value i
 
 # %% [markdown]
 # DiM's term rises as long as $f$ learns: a surer network has more extreme log-probabilities, and two images of a class, even two real
-# ones, come further apart. At update 50 the next network is drawn, which knows nothing yet, and it starts anew. It does not fall. It
+# ones, come further apart. At update 50 the next network is drawn, which knows nothing yet, and it starts anew. While one $f$ looks,
+# it does not fall, though the generator is trained to lower it. It
 # also pulls weakly, at a few hundredths of what the GAN's own loss does. So the two generators that went on for as many updates
 # are almost the same one: *longer* and *DiM* both moved away from the CGAN, in the same direction, and the difference between them
 # is about a hundredth of that way. Whatever the next table says about the two, the term is not the reason.
@@ -393,9 +394,9 @@ papers.Table(("CGAN", *(f"IPC {ipc}" for ipc in few_ipcs)), tuple((title, *map(g
 
 # %% [markdown]
 # *Frozen - Random* is the worth of the images: here, at IPC 1, a network learns more from generated images than from as many random real
-# ones; at IPC 10, it learns less. *Resampled - frozen* is the worth of freshness, which comes on top. In three runs (seeds 0, 1
-# and 2), freshness was worth 4 to 16 points at IPC 1, and between -1 and +1 at IPC 50. The images were worth less than random ones
-# at IPC 10 every time, and more at IPC 1 twice: a GAN of a minute's training does not always turn out well.
+# ones (by less than the spread); at IPC 10, it learns less. *Resampled - frozen* is the worth of freshness, which comes on top. In three
+# runs (seeds 0, 1 and 2), freshness was worth 4 to 16 points at IPC 1, and at most a point and a half at IPC 50. The images were worth
+# less than random ones at IPC 10 every time, and more at IPC 1 twice: a GAN of a minute's training does not always turn out well.
 #
 # The last three lines say what is compared here. In the published protocol a network sees 64,000 different images "at IPC 1", more
 # than the 60,000 that Fashion-MNIST has for training. Such a number says how good a *source of images* is. It does not say how much
@@ -450,7 +451,7 @@ beside(rows, config.dataset, few_ipcs, {"resampled": recipes[True].name, "frozen
 #   nothing worth seeing; frozen at IPC 10, it is far below random images.)
 # * **DiM's term leaves no trace** in runs of this length: DiM and its twin without the term are equal within their spread,
 #   wherever both have been run. The papers print up to three points between CGAN and DiM at IPC 1 on these two datasets, after a
-#   hundred epochs of matching; ours had 1,000 updates, about one.
+#   hundred epochs of matching; ours had 500 updates, more than half of one.
 #
 # **What differs from the papers, and what we expect of it**
 #
