@@ -132,9 +132,6 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
              "checkpoints, this chooses among the same five on validation images",
              epochs=1000, batch_size=64, schedule="constant", augment="color_crop", augment_mode="all", resample=True,
              checkpoints=(200, 400, 600, 800, 1000)),
-    *(Protocol(name=f"skd-{ipc}", source=f"SKD: dim with its batch for {ipc} images per class", epochs=1000, batch_size=batch,
-               schedule="constant", augment="color_crop", augment_mode="all", resample=True, checkpoints=(200, 400, 600, 800, 1000))
-      for ipc, batch in ((1, 32), (10, 64), (50, 128))),
     Protocol(name="podd", source="PoDD code; the number of steps is chosen on training accuracy, as there", repeats=8, steps=2000,
              optimizer="adam", lr=1e-3, weight_decay=0.0, schedule="constant", augment="flip_rotate",
              checkpoints=(300, 600, 1000, 2000), choose_on="train"),
@@ -146,6 +143,8 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol(name="idc", source="IDC code (KFS); last epoch", repeats=3, epochs=1000, batch_size=64, schedule="thirds",
              augment="color_crop_flip_scale_rotate", augment_mode="all", cutmix=0.5),
 )}
+PROTOCOLS |= {f"skd-{ipc}": replace(PROTOCOLS["dim"], name=f"skd-{ipc}", source=f"SKD: dim with its batch for {ipc} images per class",
+                                    batch_size=batch) for ipc, batch in ((1, 32), (10, 64), (50, 128))}
 
 
 @dataclass(frozen=True)
