@@ -507,6 +507,8 @@ def test_the_numbers_of_the_tau_explorer_fit_a_phone(show):
         for chart in range(3):                               # no two labels of an axis touch
             boxes = [text.bounding_box() for text in page.locator("#tau .chart").nth(chart).locator("text[font-size='11']").all()]
             assert len(boxes) >= 5 and all(one["x"] + one["width"] < two["x"] for one, two in itertools.pairwise(boxes))
+    bars = page.locator("#tau .chart").nth(2).locator("rect").all()                         # equal logits: the step is left out
+    assert bars and all(float(bar.get_attribute("width")) < 1 for bar in bars) and "left out" in page.locator("#tau").inner_text()
 
 
 @pytest.mark.parametrize(("changes", "message"), [
