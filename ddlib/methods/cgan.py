@@ -233,6 +233,7 @@ PRESETS = {
     "cpu": CPU,
     "cpu-full": FULL,
     "cpu-full-mnist": replace(FULL, dataset="mnist"),
+    "cpu-hour": replace(FULL, steps=20_000),                     # what an hour gives, for the printed numbers
     "cpu-cifar10": replace(FULL, dataset="cifar10", steps=2400),     # a fifth of the others: its samples can be looked at, no more
     "gpu": CGANConfig(steps=10_530, precision="auto"),           # 30 epochs
 }
