@@ -11,6 +11,8 @@ A chapter that takes part has a parameters cell of annotated scalars, one of the
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import sys
@@ -21,8 +23,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
-    from ddlib import papers
+    from ddlib import data, distilled, papers
+    from ddlib.methods import cgan, dim
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +61,45 @@ def record(folder: Path, rows: Sequence[dict[str, Any]], results: str = "", *, p
     for row in rows if results else []:
         evaluate.append_row(results, row)
     return shown
+
+
+def setting_table(config: Any, names: Sequence[str], caption: str) -> papers.Table:
+    """The settings `names` of a config (a dataclass), for the beginning of a chapter."""
+    from ddlib import papers
+
+    shorter = lambda value: str(value).replace("_dim", "").replace(",", ", ")
+    return papers.Table(("setting", "value"), tuple((name, shorter(getattr(config, name))) for name in names), caption=caption)
+
+
+def one_gan(real: data.ImageSet, config: dim.MatchConfig) -> tuple[cgan.Game, distilled.GeneratorSet, float]:
+    """The GAN that a matching run of this config starts from: its game at the run's rate, what it generates, its minutes.
+
+    Trained if nobody has yet, without a line of print. The minutes belong to the row of CGAN, and to no other.
+    """
+    from ddlib import runs
+    from ddlib.methods import cgan
+
+    folder = cgan.folder(real, config.gan())
+    with contextlib.redirect_stdout(io.StringIO()):
+        made = runs.run(cgan, config.gan(), folder, real=real, snapshots=cgan.SNAPSHOTS, keep_checkpoint=True, wait=True)
+    game = cgan.Game(real, config.game())
+    game.load(runs.read_checkpoint(folder), config.lr)
+    return game, game.distilled(real, method=cgan.NAME), made.minutes
+
+
+def half(real: data.ImageSet, least: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """Arrays for "bring your data": training images and labels, test images and labels, names of the classes.
+
+    The first half of the classes (at least `least`) at half the resolution, images (N, c, h/2, w/2) uint8.
+    """
+    from torch.nn.functional import avg_pool2d
+
+    count = min(max(real.num_classes // 2, least), real.num_classes)
+    arrays = []
+    for split in (real.train, real.test):
+        chosen = split.labels < count
+        arrays += [avg_pool2d(split.images[chosen].float(), 2).byte().cpu(), split.labels[chosen].cpu()]
+    return arrays[0], arrays[1], arrays[2], arrays[3], real.classes[:count]
 
 
 def find(name: str, folder: Path) -> Path:

@@ -2,7 +2,8 @@
 
 `assets/paper_tables.csv` holds one row per printed cell of every results table of SKD, DDPP, GLD, PoDD and ESP
 (688 cells). `published()` finds cells, `conflicts()` computes where two tables claim different numbers for the same
-thing, `NOTES` lists what must be known and cannot be computed, and `beside()` puts measured rows next to the papers.
+thing, and `NOTES` lists what must be known and cannot be computed. `gains()` has the printed gains of a method, `beside()` puts
+measured rows next to the papers, and `side_by_side()` compares methods, with a column for each protocol.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from html import escape
@@ -35,6 +36,8 @@ IMAGES = {
     "mnist": (10, 784), "fashion_mnist": (10, 784), "fashion_mini": (10, 784), "toy": (4, 256),
     "cifar10": (10, 3072), "svhn": (10, 3072), "cifar100": (100, 3072), "tiny_imagenet": (200, 12288),
 }
+STAND_INS = {"fashion_mini": "fashion_mnist"}    # whose published numbers stand beside a dataset that is in no paper
+GO_ON_FROM_A_GAN = {"DiM", "GLD", "SKD"}         # the minutes of their rows are those of their own updates
 STORES_PLAIN_IMAGES = {"Random", "Herding", "K-Center", "Forgetting", "DC", "DSA", "DM", "CAFE", "MTT", "DDPP"}
 
 
@@ -331,6 +334,7 @@ _TABLE_CSS = (
     ".ddlib-table th:first-child{position:sticky;left:0;font-weight:600}"
     ".ddlib-table .txt{text-align:left}.ddlib-table .num{text-align:right}"
     ".ddlib-table ol{margin:.6em 0 0;padding-left:1.8em;font-size:.9em}"
+    "@media(max-width:500px){.ddlib-table th,.ddlib-table td{padding:.3em .25em}}"
 )
 
 COLUMNS = ("method", "ipc", "paper", "ours: mean±std (n)", "budget", "protocol/preset", "width", "device", "minutes")
@@ -415,11 +419,122 @@ def beside(
         trained, device = str(_split_variant(measurement)[1] or "-"), str(measurement.get("device") or "-")
         took = "-" if minutes is None else f"{minutes:.1f}"
         lines.append((method, str(ipc), paper, ours, budget, how, trained, device, took))
+    if any(line[0] in GO_ON_FROM_A_GAN and line[-1] != "-" for line in lines):
+        footnotes.append("minutes are of a run's own updates and its test networks; those of the GAN are in the row of CGAN")
     if len(set(protocols)) > 1:
         footnotes.append(f"rows of different protocols ({', '.join(sorted(set(protocols)))}) do not compare")
     if caption is None:
         caption = f"{dataset}, test accuracy in percent, evaluated on {eval_arch}"
     return Table(COLUMNS, tuple(lines), tuple(footnotes), caption, _NUMERIC)
+
+
+def side_by_side(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    dataset: str,
+    ipcs: Sequence[int | float],
+    methods: Sequence[str],
+    protocols: Mapping[str, str],
+    preset: str | None = None,
+    paper: str | None = None,
+    names: Mapping[tuple[str, str], str] | None = None,
+    alike: Collection[str] = (),
+    caption: str = "",
+) -> Table:
+    """Generators of one GAN beside Random, on ConvNet-3, with a column for each protocol, {title: name}; what nobody ran has no line.
+
+    A line is an IPC, a method, a version of it and a width of the test network; of equal rows the latest counts. preset: rows of
+    this preset, or of it with the version's name behind ("cpu-full-no-standardization"), and Random at the width of those.
+    paper: whose printed numbers to show; none by default. names: {(method, variant): name of its lines}. alike: methods that
+    trained equally long; a note says how far apart they are at each IPC, beside the largest deviation of one.
+    """
+    found: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        key = (parse_ipc(row["ipc"]), row["method"], *_split_variant(row))
+        here = (row["dataset"], row["eval_arch"]) == (dataset, "convnet3") and key[0] in ipcs and key[1] in methods
+        if here and row["protocol"] in protocols.values() and (key[1] in STORES_PLAIN_IMAGES or preset in (None, family(row))):
+            found.setdefault(key, {})[row["protocol"]] = row
+    widths = {width for _, method, _, width in found if method not in STORES_PLAIN_IMAGES}
+    lines, stored, networks = [], {}, set()
+    apart: dict[tuple[Any, str], list[tuple[float, float]]] = {}
+    for key in sorted((key for key in found if key[3] in widths), key=lambda key: (key[0], methods.index(key[1]))):
+        ipc, method, variant, width = key
+        name = (names or {}).get((method, variant)) or ", ".join(filter(None, [method, variant]))
+        line = [", ".join([name, str(ipc)] + [f"width {width or 'usual'}"] * (len(widths) > 1))]
+        if paper:
+            claim = (STAND_INS.get(dataset, dataset), method, ipc, "convnet3", variant)
+            line.append(next((cell.value for cell in cells() if cell.claim == claim and cell.paper == paper), "-"))
+        for title, protocol in protocols.items():
+            if protocol in found[key]:
+                row = found[key][protocol]
+                mean, std = float(row["accuracy_mean"]), _number(row["accuracy_std"])
+                line.append(_value(mean, std))
+                networks.add(str(row["n"]))
+                stored[f"{method}, {ipc}" if method in STORES_PLAIN_IMAGES else "a generator"] = f"{int(row['budget_scalars']):,}"
+                apart.setdefault((ipc, title), []).extend([(mean, std or 0.0)] * (method in alike))
+            else:                                                # stored images cannot be drawn anew
+                line.append("-" if method in STORES_PLAIN_IMAGES and protocol.endswith("resampled") else NOT_RUN)
+        lines.append(tuple(line))
+    notes = [f"paper: {_stand_in(dataset, STAND_INS[dataset])}"] if paper and dataset in STAND_INS else []
+    for (ipc, title), group in apart.items():
+        if len(group) > 1:
+            means, stds = zip(*group, strict=True)
+            notes.append(f"{', '.join(m for m in methods if m in alike)} at IPC {ipc}, {title}: all {len(group)} lines within "
+                         f"{max(means) - min(means):.2f} points, largest deviation {max(stds):.1f}")
+    notes.append("numbers stored: " + "; ".join(f"{name}: {size}" for name, size in stored.items()))
+    size = f" of width {next(iter(widths)) or 'as usual'}" if len(widths) == 1 else ""
+    who = f"{' or '.join(sorted(networks))} networks{size}; {', '.join(protocols.values())}"
+    columns = ("method, IPC", *(["paper"] if paper else []), *protocols)
+    return Table(columns, tuple(lines), tuple(notes), f"{caption or dataset}, test accuracy in % ({who})", frozenset(columns[1:]))
+
+
+def larger_runs(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, str]], about: Mapping[str, str],
+                **options: Any) -> list[Table]:
+    """`side_by_side` at IPC 1, 10 and 50 for every dataset and preset that has rows; one table for each of `columns` (protocols).
+
+    about: {preset: what to say of it above the table}, for the presets that may be shown.
+    """
+    shown = {(row["dataset"], family(row)) for row in rows if row["method"] in options["methods"] and family(row) in about}
+    tables = [side_by_side(rows, dataset=dataset, preset=preset, ipcs=(1, 10, 50), protocols=protocols,
+                           caption=f"{dataset}, preset {preset}: {about[preset]}", **options)
+              for dataset, preset in sorted(shown) for protocols in columns]
+    return [table for table in tables if table.rows]
+
+
+def family(row: Mapping[str, Any]) -> str:
+    """The preset of a row without the name of its version: "cpu-full" of "cpu-full-no-standardization"."""
+    return str(row.get("preset") or "").removesuffix("-" + _split_variant(row)[0].replace(" ", "-"))
+
+
+# -------------------------------------------------------------------------------------------------------- printed gains
+
+
+def gain(one: Cell, other: Cell, n: int = 5) -> str:
+    """"+1.0 (5.0)": the difference in points, and in standard errors of a difference of two means over n networks each."""
+    error = math.hypot(one.accuracy_std or math.nan, other.accuracy_std or math.nan) / math.sqrt(n)
+    difference = one.accuracy_mean - other.accuracy_mean
+    return f"{difference:+.1f} ({difference / error:.1f})"
+
+
+def gains(paper: str, pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]]) -> Table:
+    """Printed gains as columns {title: (what, over what)}, each a method and its variant; first the accuracy of the first `what`.
+
+    From tables 1 and 2 of SKD or GLD: the ConvNet on three datasets, then other test networks on CIFAR-10 at IPC 10.
+    """
+    places: dict[tuple[Any, ...], dict[tuple[str, str], Cell]] = {}
+    for cell in cells():
+        if cell.paper == paper and (cell.table == "1" or cell.eval_arch != "convnet3"):
+            places.setdefault((cell.table, cell.dataset, cell.ipc, cell.eval_arch), {})[cell.method, cell.variant] = cell
+    first = next(iter(pairs.values()))[0]
+    lines = []
+    for (table, dataset, ipc, eval_arch), at in places.items():
+        if first in at:
+            title = f"{dataset}, {ipc}".replace("fashion_mnist", "fashion") if table == "1" else eval_arch
+            lines.append((title, at[first].value, *(gain(at[one], at[other]) if {one, other} <= at.keys() else "-"
+                                                    for one, other in pairs.values())))
+    columns = ("table 1, IPC", first[0], *pairs)
+    return Table(columns, tuple(lines), ("last three lines: table 2, other test networks, cifar10 at IPC 10",),
+                 f"As {paper} prints it; gains in points (in standard errors)", frozenset(columns[1:]))
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from conftest import CHAPTERS, ROOT
 
-from ddlib import chapter, evaluate, plots
+from ddlib import chapter, data, distilled, evaluate, plots
+from ddlib.methods import dim
 
 PARAMETERS = """ipc: int = 1  # images per class
 rate: float = 0.5
@@ -203,3 +206,29 @@ def test_what_a_chapter_records_is_kept_with_its_minutes_and_shown_without(tmp_p
     assert [kept["minutes"] for kept in evaluate.read_rows(tmp_path / "rows.csv")] == ["98.76"]
     chapter.record(tmp_path, [row], pictures={}, **options)
     assert len(evaluate.read_rows(tmp_path / "rows.csv")) == 1            # without a file, no row
+
+
+def test_settings_are_shown_by_name():
+    table = chapter.setting_table(dim.PRESETS["cpu"], ("gan_width", "pool"), "Preset cpu")
+    assert table.rows == (("gan_width", "16"), ("pool", "convnet3, resnet10, resnet18")) and table.caption == "Preset cpu"
+
+
+def test_the_gan_of_a_matching_run_is_trained_once_silently_and_tells_its_minutes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DDLIB_RUNS", str(tmp_path))
+    real, config = data.load("toy"), replace(dim.PRESETS["tiny"], gan_width=4, gan_steps=2, ipc=3)
+    game, origin, minutes = chapter.one_gan(real, config)
+    assert capsys.readouterr().out == "" and minutes > 0
+    assert game.optimizers[0].param_groups[0]["lr"] == config.lr != config.gan_lr and origin.ipc == 3
+    kept = distilled.load(next(tmp_path.glob("gan/*/distilled.safetensors")))
+    assert torch.equal(origin.all()[0], kept.at(3).all()[0])
+    assert chapter.one_gan(real, config)[2] == pytest.approx(minutes, abs=0.05)      # read, not trained again
+
+
+def test_half_of_a_dataset_has_half_the_classes_at_half_the_resolution():
+    real = data.load("toy")                                        # four classes, 16 by 16
+    train_images, train_labels, test_images, test_labels, classes = chapter.half(real)
+    mine = data.ImageSet.from_arrays(train_images, train_labels, test_images, test_labels, classes=classes, name="mine")
+    assert mine.shape == (1, 8, 8) and mine.classes == real.classes[:2] and set(mine.train.labels.tolist()) == {0, 1}
+    chosen = real.test.images[real.test.labels < 2]
+    assert torch.equal(test_images[0, 0, 0, 0], chosen[0, 0, :2, :2].float().mean().byte())
+    assert len(chapter.half(real, 3)[4]) == 3 and len(chapter.half(real, 99)[4]) == 4

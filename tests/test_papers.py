@@ -208,6 +208,90 @@ def test_a_row_without_its_columns_is_refused():
                       dataset="mnist", ipcs=[1], methods=["DM"])
 
 
+# ------------------------------------------------------------------------------------------------- generators, by protocol
+
+FROZEN = {"frozen": "strict-cpu", "resampled": "strict-cpu-resampled"}
+
+
+def generator(**changes):
+    return row(**({"method": "SKD", "ipc": "1", "protocol": "strict-cpu", "preset": "cpu-full", "accuracy_mean": "56.4",
+                   "accuracy_std": "2.2", "budget_scalars": "134017"} | changes))
+
+
+def beside_random(rows, **options):
+    """{line: its cells} of the table of SKD and Random at IPC 1."""
+    table = papers.side_by_side(rows, **({"dataset": "fashion_mnist", "ipcs": [1], "methods": ("Random", "CGAN", "DiM", "SKD"),
+                                          "protocols": FROZEN} | options))
+    return table, {name: cells for name, *cells in table.rows}
+
+
+def test_each_protocol_has_its_own_column_and_no_row_of_another_comes_in():
+    rows = [generator(), generator(protocol="strict", accuracy_mean="70"), generator(protocol="strict-resampled", accuracy_mean="80"),
+            generator(protocol="strict-cpu-resampled", accuracy_mean="76.4"), row(method="Random", ipc="1", protocol="strict-cpu")]
+    table, lines = beside_random(rows)
+    assert lines == {"Random, 1": ["80.1±0.5", "-"], "SKD, 1": ["56.4±2.2", "76.4±2.2"]}
+    assert "strict-cpu, strict-cpu-resampled" in table.caption and "5 networks of width 32" in table.caption
+    _, longer = beside_random(rows, protocols={"frozen": "strict"})
+    assert longer == {"SKD, 1": ["70.0±2.2"]}
+
+
+def test_widths_of_test_networks_are_kept_apart():
+    rows = [generator(), generator(variant="width 16", accuracy_mean="50"), generator(variant="", accuracy_mean="60"),
+            row(method="Random", ipc="1", protocol="strict-cpu", variant="width 64")]
+    table, lines = beside_random(rows, protocols={"frozen": "strict-cpu"})
+    assert lines == {"SKD, 1, width 32": ["56.4±2.2"], "SKD, 1, width 16": ["50.0±2.2"], "SKD, 1, width usual": ["60.0±2.2"]}
+    assert "of width" not in table.caption
+
+
+def test_a_preset_is_shown_alone_with_its_versions_and_random():
+    raw = generator(variant="no standardization, width 32", preset="cpu-full-no-standardization", accuracy_mean="56.3")
+    rows = [generator(), raw, generator(preset="cpu-hour", accuracy_mean="60"), row(method="Random", ipc="1", protocol="strict-cpu")]
+    _, lines = beside_random(rows, preset="cpu-full", names={("SKD", "no standardization"): "raw"}, protocols={"frozen": "strict-cpu"})
+    assert lines == {"Random, 1": ["80.1±0.5"], "SKD, 1": ["56.4±2.2"], "raw, 1": ["56.3±2.2"]}
+    assert not beside_random(rows, preset="gpu")[1], "Random alone compares nothing"
+    both = papers.larger_runs(rows, [FROZEN, {"recipe": "dim"}], {"cpu-full": "a GAN", "cpu-hour": "longer"}, methods=("Random", "SKD"))
+    assert [table.caption.split(",")[1] for table in both] == [" preset cpu-full: a GAN", " preset cpu-hour: longer"]
+    assert not papers.larger_runs(rows, [FROZEN], {}, methods=("Random", "SKD"))
+
+
+def test_what_nobody_ran_has_no_line_and_the_latest_row_counts():
+    rows = [generator(accuracy_mean="1"), generator(), generator(ipc="10"), generator(method="GLD"), generator(dataset="mnist"),
+            generator(eval_arch="resnet18")]
+    _, lines = beside_random(rows, ipcs=[1, 50])
+    assert lines == {"SKD, 1": ["56.4±2.2", "not run"]}
+
+
+def test_the_paper_asked_for_is_printed_and_a_stand_in_is_named():
+    rows = [generator(), generator(method="DiM", variant="weight 0.0, width 32"), generator(variant="weight 1.0, width 32")]
+    table, lines = beside_random(rows, paper="SKD", protocols={"frozen": "strict-cpu"})
+    assert lines == {"DiM, weight 0.0, 1": ["-", "56.4±2.2"], "SKD, 1": ["85.5±0.4", "56.4±2.2"], "SKD, weight 1.0, 1": ["-", "56.4±2.2"]}
+    assert table.columns == ("method, IPC", "paper", "frozen") and len(table.footnotes) == 1
+    table, lines = beside_random([generator(dataset="fashion_mini")], dataset="fashion_mini", paper="SKD")
+    assert lines["SKD, 1"][0] == "85.5±0.4" and "tenth" in table.footnotes[0]
+
+
+def test_runs_that_trained_equally_long_are_said_to_be_so_far_apart():
+    rows = [generator(), generator(method="DiM", accuracy_mean="56.0", accuracy_std="3.1"), generator(method="CGAN", accuracy_mean="90")]
+    table, _ = beside_random(rows, alike=("DiM", "SKD"))
+    assert table.footnotes[0] == "DiM, SKD at IPC 1, frozen: all 2 lines within 0.40 points, largest deviation 3.1"
+    assert table.footnotes[1:] == ("numbers stored: a generator: 134,017",)
+
+
+def test_the_minutes_of_a_gan_are_said_to_be_in_one_row_only():
+    options = {"dataset": "fashion_mnist", "ipcs": [1], "methods": ["CGAN", "SKD"]}
+    assert any("in the row of CGAN" in note for note in papers.beside([generator()], **options).footnotes)
+    without = [papers.beside(rows, **options).footnotes for rows in ([generator(minutes="")], [generator(method="CGAN")])]
+    assert not any("row of CGAN" in note for footnotes in without for note in footnotes)
+
+
+def test_a_printed_gain_is_told_in_points_and_standard_errors():
+    table = papers.gains("SKD", {"over raw": (("SKD", ""), ("SKD", "no standardization")), "of CGAN": (("CGAN", ""), ("Random", ""))})
+    lines = {name: cells for name, *cells in table.rows}
+    assert lines["cifar10, 1"][:2] == ["51.6±0.5", "+0.2 (0.7)"]           # 51.4±0.4 without: 0.2 / sqrt((0.25 + 0.16) / 5) = 0.70
+    assert lines["vgg11"] == ["69.2±0.1", "+1.0 (7.1)", "-"] and len(lines) == 12
+    assert table.columns == ("table 1, IPC", "SKD", "over raw", "of CGAN")
+
+
 def test_text_columns_line_up():
     table = papers.beside([row()], dataset="fashion_mnist", ipcs=[1, 10], methods=["Random", "DM"])
     lines = table.text().splitlines()
