@@ -1,6 +1,6 @@
 """Distilled sets: what a method makes, stored so that it can be used alone.
 
-Every kind (pixels, codes with decoders, generators; posters later) answers the same questions, so evaluation, tables and
+Every kind (pixels, posters, codes with decoders, generators) answers the same questions, so evaluation, tables and
 pictures do not care which one they hold.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from ddlib import files, gan
+from ddlib import files, gan, poster
 from ddlib.data import ImageSet, Preprocess, check_ipc
 from ddlib.train import Batch
 
@@ -43,7 +43,8 @@ class DistilledSet(ABC):
     meta: dict[str, Any]
 
     def __init_subclass__(cls) -> None:
-        KINDS[cls.kind] = cls
+        if hasattr(cls, "kind"):                                 # the abstract ones have none
+            KINDS[cls.kind] = cls
 
     @property
     def num_classes(self) -> int:
@@ -146,11 +147,58 @@ def load(path: Path | str) -> DistilledSet:
         raise ValueError(f"{path} is incomplete ({error!r}): make it again") from None
 
 
-class PixelSet(DistilledSet):
-    """Plain images: (N, c, h, w) in the space networks see, labels (N,) classes or (N, C) probabilities.
+class StoredSet(DistilledSet):
+    """A fixed number of images that are a plain function of a few stored tensors, its sources: what unrolled training differentiates.
 
-    alpha: the learned step size of a student, a scalar tensor, where a method learns one. Images and alpha are leaves
-    that an optimizer may change.
+    alpha: the learned step size of a student, a scalar tensor, where a method learns one.
+    """
+
+    alpha: Tensor | None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Images there are to train on."""
+
+    @property
+    @abstractmethod
+    def sources(self) -> tuple[Tensor, ...]:
+        """The tensors that an optimizer may change: pixels or a poster, then labels if they are learned."""
+
+    @abstractmethod
+    def make(self, indices: Tensor, *sources: Tensor) -> Batch:
+        """Images (B, c, h, w) and labels, (B,) classes or (B, C), at `indices` (B,), made from `sources` in place of the set's own."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.sources[0].device
+
+    def draw(self, num: int, rng: torch.Generator) -> Batch:
+        """`num` images: without replacement while they last, otherwise every image equally often up to one."""
+        rounds = -(-num // len(self))
+        order = torch.cat([torch.randperm(len(self), generator=rng) for _ in range(rounds)])[:num].to(self.device)
+        images, labels = self.all(rng)
+        return images[order], labels[order]
+
+    def all(self, rng: torch.Generator | None = None) -> Batch:
+        images, labels = self.make(torch.arange(len(self), device=self.device), *self.sources)
+        labels = labels if labels.ndim == 2 else F.one_hot(labels, self.num_classes)
+        return images, labels.to(images.dtype)                                          # (N, c, h, w), (N, C)
+
+    def param_groups(self, pixel_lr: float, alpha_lr: float | None = None, label_lr: float | None = None) -> list[dict[str, Any]]:
+        """What an optimizer should update: the sources (labels at `label_lr`) and, if there is one and a rate for it, alpha."""
+        rates = (pixel_lr, pixel_lr if label_lr is None else label_lr)
+        groups: list[dict[str, Any]] = [{"params": [source.requires_grad_()], "lr": rate}
+                                        for source, rate in zip(self.sources, rates, strict=False)]
+        if self.alpha is not None and alpha_lr is not None:
+            groups.append({"params": [self.alpha.requires_grad_()], "lr": alpha_lr})
+        return groups
+
+
+class PixelSet(StoredSet):
+    """Plain images: (N, c, h, w) in the space networks see, labels (N,) classes or (N, C) probabilities (divided by their sum).
+
+    alpha: the learned step size of a student, a scalar tensor, where a method learns one. Images, alpha and labels that are
+    probabilities are leaves that an optimizer may change.
     """
 
     kind = "pixels"
@@ -182,6 +230,22 @@ class PixelSet(DistilledSet):
             chosen.append(members[torch.randperm(len(members), generator=rng)[:ipc]])
         return cls.from_indices(real, torch.cat(chosen), seed=rng.initial_seed(), **meta)    # (C * ipc,) indices
 
+    @classmethod
+    def from_noise(cls, real: ImageSet, ipc: int, rng: torch.Generator, std: float = 0.0, soft: bool = False, **meta: Any) -> PixelSet:
+        """`ipc` images of Gaussian noise for every class, class by class: each of unit length (RaT-BPTT), or of standard deviation `std`.
+
+        soft: labels are probabilities, to be learned.
+        """
+        if ipc < 1:
+            raise ValueError(f"ipc must be at least 1, got {ipc}; budgets below one image per class are PoDD's")
+        images = torch.randn(real.num_classes * ipc, *real.shape, generator=rng)
+        images = images * std if std else images / images.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        labels = torch.arange(real.num_classes).repeat_interleave(ipc)
+        labels = F.one_hot(labels, real.num_classes).float() if soft else labels
+        device = real.train.images.device
+        return cls(images.to(device), labels.to(device), classes=real.classes, preprocess=real.preprocess,
+                   meta={"dataset": real.name, "seed": rng.initial_seed(), **meta})
+
     @property
     def budget(self) -> int:
         """Pixels, plus labels where they are probabilities (a hard label is told by the image's place)."""
@@ -192,23 +256,16 @@ class PixelSet(DistilledSet):
         """Images per class; soft labels are budget, but no images."""
         return len(self.images) / self.num_classes
 
-    def draw(self, num: int, rng: torch.Generator) -> Batch:
-        """`num` images: without replacement while they last, otherwise every image equally often up to one."""
-        rounds = -(-num // len(self.images))
-        order = torch.cat([torch.randperm(len(self.images), generator=rng) for _ in range(rounds)])[:num]
-        images, labels = self.all(rng)
-        return images[order.to(images.device)], labels[order.to(labels.device)]
+    def __len__(self) -> int:
+        return len(self.images)
 
-    def all(self, rng: torch.Generator | None = None) -> Batch:
-        labels = self.labels if self.labels.ndim == 2 else F.one_hot(self.labels, self.num_classes)
-        return self.images, labels.to(self.images.dtype)                                # (N, c, h, w), (N, C)
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        return (self.images, self.labels) if self.labels.ndim == 2 else (self.images,)
 
-    def param_groups(self, pixel_lr: float, alpha_lr: float | None = None) -> list[dict[str, Any]]:
-        """What an optimizer should update: the images and, if there is one and a rate for it, alpha."""
-        groups: list[dict[str, Any]] = [{"params": [self.images.requires_grad_()], "lr": pixel_lr}]
-        if self.alpha is not None and alpha_lr is not None:
-            groups.append({"params": [self.alpha.requires_grad_()], "lr": alpha_lr})
-        return groups
+    def make(self, indices: Tensor, *sources: Tensor) -> Batch:
+        images = sources[0].index_select(0, indices)
+        return images, poster.normalize(sources[1].index_select(0, indices)) if sources[1:] else self.labels.index_select(0, indices)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"images": self.images, "labels": self.labels} | ({} if self.alpha is None else {"alpha": self.alpha})
@@ -216,6 +273,105 @@ class PixelSet(DistilledSet):
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> PixelSet:
         return cls(tensors["images"], tensors["labels"], alpha=tensors.get("alpha"), **facts)
+
+
+class PosterSet(StoredSet):
+    """One picture (c, h, w) in the space networks see, whose overlapping patches, laid out by `layout`, are the images (PoDD).
+
+    order: (g_y, g_x), the class of each cell of a grid over the poster. cells: learned labels (C, l_y, l_x), at least 0; without
+    them labels follow from `order`. rule: how labels are read (`ddlib.poster`). Poster, cells and alpha are leaves.
+    """
+
+    kind = "poster"
+
+    def __init__(self, picture: Tensor, order: Tensor, layout: poster.Layout, *, classes: tuple[str, ...], preprocess: Preprocess,
+                 cells: Tensor | None = None, rule: poster.Rule = "paper", alpha: Tensor | None = None, meta: dict[str, Any] | None = None):
+        if picture.shape[1:] != (layout.height, layout.width):
+            raise ValueError(f"the poster must be (c, {layout.height}, {layout.width}) as its layout says, got {tuple(picture.shape)}")
+        if order.ndim != 2 or sorted(order.flatten().tolist()) != list(range(len(classes))):
+            raise ValueError(f"order must be a grid with each of the {len(classes)} classes once, got {order.tolist()}")
+        if cells is not None and (cells.ndim != 3 or len(cells) != len(classes)):
+            raise ValueError(f"cells must be ({len(classes)}, l_y, l_x), got {tuple(cells.shape)}")
+        if rule == "code" and layout.cyclic:
+            raise ValueError("the official code has no cyclic posters: use the rule 'paper'")
+        self.picture, self.order, self.layout, self.cells, self.rule, self.alpha = picture, order.cpu(), layout, cells, rule, alpha
+        self.classes, self.preprocess, self.meta = tuple(classes), preprocess, dict(meta or {})
+        self.shape = (len(picture), layout.patch_height, layout.patch_width)
+        self.places = layout.index().to(picture.device)                                 # (N, p_h p_w)
+        self.seen = self.labels_seen().to(picture)                                      # (N, C), or (N, l_y l_x) with cells
+
+    def labels_seen(self, corners: Tensor | None = None) -> Tensor:
+        """Fixed labels (N, C), or what learned ones are read with (N, l_y l_x), of the patches, or of patches at `corners` (N, 2)."""
+        if self.cells is None:
+            return poster.fixed_labels(self.layout, self.order, self.rule, corners)
+        return poster.label_windows(self.layout, self.cells.shape[2], self.cells.shape[1], self.rule, corners)
+
+    @classmethod
+    def start(cls, real: ImageSet, order: Tensor, layout: poster.Layout, rng: torch.Generator, *, init: str = "noise", std: float = 0.0,
+              learn_labels: bool = False, rule: poster.Rule = "paper", **meta: Any) -> PosterSet:
+        """A poster of Gaussian noise, each patch about of unit length or each pixel of standard deviation `std`; or, with init
+        "real", of one training image per class, laid out like patches in the order of the classes and averaged where they overlap."""
+        channels, height, width = real.shape
+        if (layout.patch_height, layout.patch_width) != (height, width):
+            raise ValueError(f"patches are the training images, {width}x{height} in {real.name}, "
+                             f"got {layout.patch_width}x{layout.patch_height}")
+        if init == "real":
+            tiles = poster.Layout(layout.width, layout.height, width, height, patches_x=order.shape[1], patches_y=order.shape[0])
+            chosen = torch.cat([real.draw(int(label), 1, rng) for label in order.T.flatten()])          # x-major, as patches are
+            picture, count = tiles.merge(real.preprocess(chosen))
+            if not count.all():
+                raise ValueError(f"one image for each class does not cover a poster of {layout.width}x{layout.height}: start from noise")
+        elif init == "noise":
+            picture = torch.randn(channels, layout.height, layout.width, generator=rng) * (std or math.prod(real.shape) ** -0.5)
+        else:
+            raise ValueError(f"unknown init {init!r}; choose from noise, real")
+        device = real.train.images.device
+        cells = poster.label_cells(layout, order, rule).to(device) if learn_labels else None
+        return cls(picture.to(device), order, layout, cells=cells, rule=rule, classes=real.classes, preprocess=real.preprocess,
+                   meta={"dataset": real.name, "seed": rng.initial_seed(), **meta})
+
+    @property
+    def budget(self) -> int:
+        """Scalars of the poster and of learned labels (an order of C classes is C small whole numbers, and not counted)."""
+        return self.picture.numel() + (self.cells.numel() if self.cells is not None else 0)
+
+    @property
+    def ipc(self) -> float:
+        """Pixels of the poster in images per class, h_P w_P / (C p_h p_w); learned labels are budget, but no images."""
+        return self.layout.height * self.layout.width / (self.num_classes * math.prod(self.shape[1:]))
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        return (self.picture,) if self.cells is None else (self.picture, self.cells)
+
+    def make(self, indices: Tensor, *sources: Tensor) -> Batch:
+        return self.cut(self.places.index_select(0, indices), self.seen.index_select(0, indices), *sources)
+
+    def cut(self, places: Tensor, seen: Tensor, picture: Tensor, cells: Tensor | None = None) -> Batch:
+        """Patches of pixels at `places` (B, p_h p_w) with labels read by `seen` (`labels_seen`)."""
+        return self.layout.extract(picture, places), seen if cells is None else poster.learned_labels(cells, seen)
+
+    def poster_pixels(self) -> Tensor:
+        """The poster (c, h, w) in [0, 1]: patches are brought back to pixels one by one and averaged; what no patch covers is grey."""
+        images, _ = self.all()
+        picture, count = self.layout.merge(self.preprocess.inverse(images.detach()))
+        return torch.where(count > 0, picture, 0.5).clamp(0, 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        size = self.layout
+        facts = torch.tensor([size.patch_width, size.patch_height, size.patches_x, size.patches_y, size.cyclic, self.rule == "code"])
+        stored = {"poster": self.picture, "order": self.order, "facts": facts}
+        return stored | {name: part for name, part in (("cells", self.cells), ("alpha", self.alpha)) if part is not None}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> PosterSet:
+        width, height, across, down, cyclic, code = tensors["facts"].tolist()
+        layout = poster.Layout(tensors["poster"].shape[2], tensors["poster"].shape[1], width, height, across, down, bool(cyclic))
+        return cls(tensors["poster"], tensors["order"], layout, cells=tensors.get("cells"), rule="code" if code else "paper",
+                   alpha=tensors.get("alpha"), **facts)
 
 
 def code_channels(shape: tuple[int, int, int]) -> tuple[int, ...]:

@@ -277,7 +277,8 @@ PRESETS = {
     "cpu": from_gan(cgan.PRESETS["cpu"], **SMALL),
     "cpu-full": from_gan(cgan.PRESETS["cpu-full"], **FULL),
     "cpu-full-mnist": from_gan(cgan.PRESETS["cpu-full-mnist"], **FULL),
-    "cpu-hour": from_gan(cgan.PRESETS["cpu-hour"], **FULL | {"steps": 1000, "lr": 1e-3}),    # the GAN's own rate: does the term do more then?
+    # matched at the GAN's own rate: does the term do more then?
+    "cpu-hour": from_gan(cgan.PRESETS["cpu-hour"], **FULL | {"steps": 1000, "lr": 1e-3}),
     "cpu-cifar10": from_gan(cgan.PRESETS["cpu-cifar10"], **FULL),
     "gpu": from_gan(cgan.PRESETS["gpu"], steps=7000, lr=2e-5, net_steps=4, redraw=50),    # nearly 10 epochs
 }
