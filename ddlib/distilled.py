@@ -330,6 +330,18 @@ class PosterSet(StoredSet):
         return cls(picture.to(device), order, layout, cells=cells, rule=rule, classes=real.classes, preprocess=real.preprocess,
                    meta={"dataset": real.name, "seed": rng.initial_seed(), **meta})
 
+    @classmethod
+    def from_text(cls, real: ImageSet, text: str, rng: torch.Generator, **meta: Any) -> PosterSet:
+        """A poster as settings describe it: "98x39/8x4" is one of 98x39 pixels under 8x4 patches. It begins as training images."""
+        from ddlib import poco  # which selects images, which are sets
+        found = re.fullmatch(r"(\d+)x(\d+)/(\d+)x(\d+)", text)
+        if found is None:
+            raise ValueError(f"write a poster as WIDTHxHEIGHT/PATCHESxPATCHES, such as 98x39/8x4, not {text!r}")
+        width, height, across, down = (int(number) for number in found.groups())
+        grid_x, grid_y = poster.usual_grid(real.num_classes)
+        layout = poster.Layout(width, height, real.shape[2], real.shape[1], across, down)
+        return cls.start(real, poco.order(poco.distances(real), grid_x, grid_y), layout, rng, init="real", **meta)
+
     @property
     def budget(self) -> int:
         """Scalars of the poster and of learned labels (an order of C classes is C small whole numbers, and not counted)."""
@@ -372,6 +384,15 @@ class PosterSet(StoredSet):
         layout = poster.Layout(tensors["poster"].shape[2], tensors["poster"].shape[1], width, height, across, down, bool(cyclic))
         return cls(tensors["poster"], tensors["order"], layout, cells=tensors.get("cells"), rule="code" if code else "paper",
                    alpha=tensors.get("alpha"), **facts)
+
+
+def from_real(real: ImageSet, ipc: int, text: str, rng: torch.Generator, **meta: Any) -> PixelSet | PosterSet:
+    """Where methods that match real images begin: `ipc` training images of a class or, if `text` describes one, a poster of them."""
+    if text:
+        return PosterSet.from_text(real, text, rng, **meta)
+    syn = PixelSet.from_real(real, ipc, rng, **meta)
+    syn.meta["started_from"] = syn.meta.pop("indices")
+    return syn
 
 
 def code_channels(shape: tuple[int, int, int]) -> tuple[int, ...]:

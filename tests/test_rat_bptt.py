@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ddlib import data, distilled, models, poco, poster, runs, unroll
-from ddlib.methods import Diverged, podd, rat_bptt
+from ddlib.methods import Diverged, ddpp, dm, mtt, podd, rat_bptt
 from ddlib.runs import stream
 
 REAL = data.load("toy")
@@ -279,3 +279,31 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(tmp_path, method):
 def test_a_set_that_explodes_stops_the_run():
     with pytest.raises(Diverged, match="lower the learning rate"):
         list(rat_bptt.distill(REAL, replace(TINY, inner="sgd", inner_lr=1e20, steps=3)))
+
+
+# --------------------------------------------------------------------------------------- posters in place of images elsewhere
+
+@pytest.mark.parametrize("method", [mtt, ddpp, dm], ids=["mtt", "ddpp", "dm"])
+def test_other_methods_optimise_a_poster_of_the_asked_size(tmp_path, monkeypatch, method):
+    monkeypatch.setenv("DDLIB_RUNS", str(tmp_path))
+    config = replace(method.PRESETS["tiny"], poster="26x24/4x3", steps=2)
+    *_, last = method.distill(REAL, config)
+    syn = last.syn
+    assert isinstance(syn, distilled.PosterSet) and syn.layout == poster.Layout(26, 24, 16, 16, 4, 3) and len(syn) == 12
+    first = distilled.PosterSet.from_text(REAL, config.poster, stream(0, method.NAME.lower() if method is dm else "mtt"))
+    assert torch.equal(first.order, syn.order) and not torch.equal(first.picture, syn.picture)
+    assert syn.layout.coverage().min() >= 1 and (syn.picture != first.picture).all()                  # every pixel was reached
+
+
+def test_dm_weights_an_image_by_how_much_it_belongs_to_a_class():
+    features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    labels = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    means = dm.class_means(torch.stack([features[0], features[1], features[2]]), labels, [torch.tensor([0, 1]), torch.tensor([1])])
+    torch.testing.assert_close(means, torch.tensor([[0.8 * 1 + 0.2 * 3, 0.0], [0.0, 4.0]]))
+    with pytest.raises(ValueError, match="no image is labelled as class 1"):
+        dm.class_means(features[:2], labels[:, :1].expand(2, 2), [torch.tensor([0, 1]), torch.tensor([], dtype=torch.int64)])
+
+
+def test_a_poster_that_is_described_wrongly_is_refused():
+    with pytest.raises(ValueError, match="such as 98x39/8x4, not '98x39'"):
+        next(dm.distill(REAL, replace(dm.PRESETS["tiny"], poster="98x39")))

@@ -11,7 +11,7 @@ images (on two CPU cores, width 16: 0.06 s at IPC 1 with 64 real images per clas
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddlib import augment, models
 from ddlib.data import ImageSet
-from ddlib.distilled import PixelSet
+from ddlib.distilled import from_real
 from ddlib.methods import State, Step, check_finite, main
 from ddlib.runs import stream
 
@@ -35,6 +35,7 @@ class DMConfig:
 
     dataset: str = "cifar10"
     ipc: int = 10                       # images per class
+    poster: str = ""                    # "98x39/8x4": a poster of this size under 8x4 patches in place of images (ours; see PoDD)
     network: str = "convnet3"
     width: int = 128
     steps: int = 20_000                 # outer updates, a new random network for each
@@ -75,19 +76,36 @@ def matching_loss(real_features: Tensor, syn_features: Tensor) -> Tensor:
     return difference.square().sum()
 
 
-def draw_pairs(real: ImageSet, images: Tensor, real_batch: int, strategy: str, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A real batch (C * B, c, h, w) and the synthetic images (C * n, c, h, w) given, augmented class by class with one draw.
+def draw_pairs(real: ImageSet, images: Tensor | Sequence[Tensor], real_batch: int, strategy: str,
+               rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A real batch (C * B, c, h, w) and the synthetic images given, augmented class by class with one draw.
 
-    B is real_batch, or the size of the smallest class: every class gives as many images.
+    images: (C * n, c, h, w), class by class, or those of each class. B is real_batch, or the size of the smallest class: every
+    class gives as many real images.
     """
     batch_size = min(real_batch, *(len(real.train.of_class(label)) for label in range(real.num_classes)))
     real_images, syn_images = [], []
-    for label, of_class in enumerate(images.split(len(images) // real.num_classes)):    # (n, c, h, w), class by class
+    groups = images.split(len(images) // real.num_classes) if isinstance(images, Tensor) else images
+    for label, of_class in enumerate(groups):                                           # (n, c, h, w) each
         batch = real.preprocess(real.draw(label, batch_size, rng))                      # (B, c, h, w)
         drawn = augment.draw(strategy, 1, real.shape, rng, siamese=True)
         real_images.append(augment.apply(drawn, batch))
         syn_images.append(augment.apply(drawn, of_class))
     return torch.cat(real_images), torch.cat(syn_images)
+
+
+def class_means(features: Tensor, labels: Tensor, members: Sequence[Tensor]) -> Tensor:
+    """Mean features (C, F) of each class, weighted by the labels (N, C) of its `members`; features: those of all members in turn.
+
+    ValueError for a class that no image is labelled with.
+    """
+    means = []
+    for label, (of_class, each) in enumerate(zip(features.split([len(each) for each in members]), members, strict=True)):
+        if len(each) == 0:
+            raise ValueError(f"no image is labelled as class {label}: a poster needs more patches for DM")
+        weights = labels[each, label]                                                   # (n,)
+        means.append((weights / weights.sum()) @ of_class)
+    return torch.stack(means)
 
 
 def embed_real(net: models.Classifier, images: Tensor, num_classes: int, chunk: int = 512) -> Tensor:
@@ -99,20 +117,22 @@ def embed_real(net: models.Classifier, images: Tensor, num_classes: int, chunk: 
 def distill(real: ImageSet, config: DMConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:
     """Yield a Step after every outer update of the synthetic pixels; stop early by leaving the loop."""
     rng = stream(config.seed, "dm")
-    syn = PixelSet.from_real(real, config.ipc, rng, method=NAME)
-    syn.meta["started_from"] = syn.meta.pop("indices")
+    syn = from_real(real, config.ipc, config.poster, rng, method=NAME)
     optimizer = torch.optim.SGD(syn.param_groups(config.pixel_lr), momentum=config.momentum)
     strategy = augment.strategy_for(real, config.augment)
     state = State(syn=syn, optimizer=optimizer, rng=rng)
     for index in range(state.restore(resume) + 1, config.steps + 1):
         net_seed = int(torch.randint(2**31, (), generator=rng))
         net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=net_seed)
-        net = net.to(syn.images.device).requires_grad_(False)
-        real_images, syn_images = draw_pairs(real, syn.images, config.real_batch, strategy, rng)
-        syn_features = net.embed(syn_images).unflatten(0, (real.num_classes, -1))       # (C, IPC, F)
-        loss = matching_loss(embed_real(net, real_images, real.num_classes), syn_features)
-        (syn.images.grad,) = torch.autograd.grad(loss, syn.images)
-        losses = check_finite(index, match=loss, gradient=syn.images.grad.norm())
+        net = net.to(syn.device).requires_grad_(False)
+        images, labels = syn.all()
+        members = [labels[:, label].nonzero().flatten() for label in range(real.num_classes)]
+        real_images, syn_images = draw_pairs(real, [images.index_select(0, each) for each in members], config.real_batch, strategy, rng)
+        syn_means = class_means(net.embed(syn_images), labels, members)                 # (C, F)
+        loss = matching_loss(embed_real(net, real_images, real.num_classes), syn_means[:, None])
+        (pixels,) = syn.sources
+        (pixels.grad,) = torch.autograd.grad(loss, pixels)
+        losses = check_finite(index, match=loss, gradient=pixels.grad.norm())
         optimizer.step()
         yield Step(index, losses, syn, state)
 

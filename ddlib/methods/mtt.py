@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddlib import augment, experts, models, unroll
 from ddlib.data import ImageSet
-from ddlib.distilled import PixelSet
+from ddlib.distilled import StoredSet, from_real
 from ddlib.methods import State, Step, check_finite, dm, main
 from ddlib.runs import stream
 from ddlib.train import Batch
@@ -41,6 +41,7 @@ class MTTConfig(experts.Buffered):
     expert_epochs: int = 2               # K, epochs by which the expert is ahead
     max_start: int = 20                  # I+: the student starts at an epoch below this
     syn_batch: int = 0                   # images in a student's step; 0: the whole set
+    poster: str = ""                     # "98x39/8x4": a poster of this size under 8x4 patches in place of images (ours; see PoDD)
     steps: int = 5000                    # outer updates
     pixel_lr: float = 100.0
     alpha: float = 1e-3                  # the student's step size at first; it is learned
@@ -85,14 +86,15 @@ def chunks(num_images: int, size: int, num: int, rng: torch.Generator) -> Iterat
         order = order[size or num_images:]
 
 
-def draw_batches(syn: PixelSet, config: MTTConfig, strategy: str, rng: torch.Generator) -> Callable[[int, Tensor], Batch]:
+def draw_batches(syn: StoredSet, config: MTTConfig, strategy: str, rng: torch.Generator) -> Callable[..., Batch]:
     """All random choices of a student, made now: the function gives the images and labels of its step j, always the same."""
-    plan = [(indices.to(syn.labels.device), augment.draw(strategy, len(indices), syn.shape, rng))
-            for indices in chunks(len(syn.images), config.syn_batch, config.syn_steps, rng)]
+    plan = [(indices.to(syn.device), augment.draw(strategy, len(indices), syn.shape, rng))
+            for indices in chunks(len(syn), config.syn_batch, config.syn_steps, rng)]
 
-    def batch(j: int, images: Tensor) -> Batch:
+    def batch(j: int, *sources: Tensor) -> Batch:
         indices, params = plan[j]
-        return augment.apply(params, images.index_select(0, indices)), syn.labels.index_select(0, indices)
+        images, labels = syn.make(indices, *sources)
+        return augment.apply(params, images), labels
 
     return batch
 
@@ -113,21 +115,20 @@ def distill(real: ImageSet, config: MTTConfig, resume: Mapping[str, Any] | None 
     """Yield a Step after every outer update of the pixels and alpha; stop early by leaving the loop."""
     buffer = experts.train(real, config.experts())
     rng = stream(config.seed, "mtt")
-    syn = PixelSet.from_real(real, config.ipc, rng, method=name)
-    syn.meta["started_from"] = syn.meta.pop("indices")
-    syn.alpha = torch.tensor(config.alpha, device=syn.images.device)
-    net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=0).to(syn.images.device)
+    syn = from_real(real, config.ipc, config.poster, rng, method=name)
+    syn.alpha = torch.tensor(config.alpha, device=syn.device)
+    net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=0).to(syn.device)
     optimizer = torch.optim.SGD(syn.param_groups(config.pixel_lr, config.alpha_lr), momentum=config.momentum)
     strategy = augment.strategy_for(real, config.augment)
     state = State(syn=syn, optimizer=optimizer, rng=rng)
     for index in range(state.restore(resume) + 1, config.steps + 1):
         ends = buffer.draw_ends(config.expert_epochs, config.max_start, rng)            # start and target, (P,) each
         batch = draw_batches(syn, config, strategy, rng)
-        student = unroll.unroll(net, ends.start, (syn.images,), batch, steps=config.syn_steps, rate=syn.alpha, form=config.unroll)
+        student = unroll.unroll(net, ends.start, syn.sources, batch, steps=config.syn_steps, rate=syn.alpha, form=config.unroll)
         found = terms(student, ends.target, ends.start)
-        loss = next(iter(found.values()))
-        syn.images.grad, syn.alpha.grad = torch.autograd.grad(loss, (syn.images, syn.alpha))
-        losses = check_finite(index, **found, gradient=syn.images.grad.norm(), alpha_gradient=syn.alpha.grad)
+        (pixels,) = syn.sources
+        pixels.grad, syn.alpha.grad = torch.autograd.grad(next(iter(found.values())), (pixels, syn.alpha))
+        losses = check_finite(index, **found, gradient=pixels.grad.norm(), alpha_gradient=syn.alpha.grad)
         optimizer.step()
         with torch.no_grad():
             syn.alpha.clamp_min_(SMALLEST_ALPHA)
