@@ -145,6 +145,9 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 )}
 PROTOCOLS |= {f"skd-{ipc}": replace(PROTOCOLS["dim"], name=f"skd-{ipc}", source=f"SKD: dim with its batch for {ipc} images per class",
                                     batch_size=batch) for ipc, batch in ((1, 32), (10, 64), (50, 128))}
+PROTOCOLS |= {f"podd-{name}": replace(PROTOCOLS["podd"], name=f"podd-{name}", source=f"podd with the code's batch of patches for {name}",
+                                      batch_size=batch, checkpoints=(*first, 300, 600, 1000, 2000))
+              for name, batch, first in (("cifar100", 50, ()), ("cub200", 200, ()), ("tiny-imagenet", 30, (100,)))}
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def test_poster_and_label_gradients_are_those_of_finite_differences():
     syn.seen = syn.seen.double()
     net = double_net()
     sources = [(part.double() + (0.1 if part is syn.cells else 0)).requires_grad_() for part in syn.sources]
-    batch = rat_bptt.plan(syn, lambda syn, rng: torch.randperm(len(syn), generator=rng)[:4], 4, "", stream(1, "test"), shift=2)
+    batch = podd.shifted_plan(syn, lambda syn, rng: torch.randperm(len(syn), generator=rng)[:4], 4, "", 2, stream(1, "test"))
 
     def loss(*given: torch.Tensor) -> torch.Tensor:
         return rat_bptt.meta_gradient(net, models.flatten(net), [part.requires_grad_() for part in given], batch, [real_batch()], burn=0,

@@ -13,17 +13,18 @@ Cost of a step: as RaT-BPTT with `patches` images in each inner step.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ddlib import poco, poster
+from ddlib import augment, poco, poster
 from ddlib.data import ImageSet
 from ddlib.distilled import PosterSet, StoredSet
 from ddlib.methods import Step, main, rat_bptt, versions
+from ddlib.train import Batch
 
 NAME = "PoDD"
 
@@ -82,7 +83,6 @@ class PoDDConfig(rat_bptt.UnrolledConfig):
         return poster.Layout(*size, width, height, self.patches_x, self.patches_y, self.cyclic), grid_x, grid_y
 
     def start(self, real: ImageSet, rng: torch.Generator) -> PosterSet:
-        """The poster before the first step."""
         layout, grid_x, grid_y = self.layout(real)
         if self.distances == "none":
             order = torch.arange(real.num_classes).view(grid_y, grid_x)
@@ -92,8 +92,30 @@ class PoDDConfig(rat_bptt.UnrolledConfig):
                                rule=self.label_rule)
 
     def choose(self, syn: StoredSet, rng: torch.Generator) -> Tensor:
-        """Indices (B,) of the patches of an inner step, without repeats."""
+        """Patches without repeats."""
         return torch.randperm(len(syn), generator=rng)[: self.inner_patches or len(syn)]
+
+    def plan(self, syn: StoredSet, steps: int, strategy: str, rng: torch.Generator) -> rat_bptt.BatchOf:
+        assert isinstance(syn, PosterSet)
+        return shifted_plan(syn, self.choose, steps, strategy, self.shift, rng) if self.shift else super().plan(syn, steps, strategy, rng)
+
+
+def shifted_plan(syn: PosterSet, choose: Callable[[StoredSet, torch.Generator], Tensor], steps: int, strategy: str, shift: int,
+                 rng: torch.Generator) -> rat_bptt.BatchOf:
+    """As `rat_bptt.plan`, of patches that are cut up to `shift` pixels off their places, with the labels of where they are cut."""
+    cuts = []
+    for _ in range(steps):
+        indices = choose(syn, rng)
+        corners = syn.layout.shifted(shift, rng)[indices]                               # (B, 2)
+        cuts.append((syn.layout.index(corners).to(syn.device), syn.labels_seen(corners).to(syn.seen),
+                     augment.draw(strategy, len(indices), syn.shape, rng)))
+
+    def batch(j: int, *sources: Tensor) -> Batch:
+        places, seen, params = cuts[j]
+        images, labels = syn.cut(places, seen, *sources)
+        return augment.apply(params, images), labels
+
+    return batch
 
 
 def distill(real: ImageSet, config: PoDDConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:

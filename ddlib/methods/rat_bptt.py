@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddlib import augment, models, unroll
 from ddlib.data import ImageSet
-from ddlib.distilled import PixelSet, PosterSet, StoredSet
+from ddlib.distilled import PixelSet, StoredSet
 from ddlib.methods import State, Step, check_finite, dm, main, versions
 from ddlib.methods.cgan import real_batches
 from ddlib.runs import stream
@@ -35,6 +35,7 @@ Inner = Literal["adam", "sgd"]
 Init = Literal["noise", "real"]
 CHUNK = 1000             # real images that are looked at together
 FADE = 0.9               # of the running norm of the gradient
+BatchOf = Callable[..., Batch]           # (step, *sources) -> images (B, c, h, w), labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,18 @@ class UnrolledConfig:
                              f"choose from {', '.join(dm.FIT_FOR_DM)}")
         augment.parse(self.augment)
 
+    def start(self, real: ImageSet, rng: torch.Generator) -> StoredSet:
+        """The set before the first step."""
+        raise NotImplementedError
+
+    def choose(self, syn: StoredSet, rng: torch.Generator) -> Tensor:
+        """Indices (B,) of the images of an inner step."""
+        raise NotImplementedError
+
+    def plan(self, syn: StoredSet, steps: int, strategy: str, rng: torch.Generator) -> BatchOf:
+        """The batches of so many inner steps."""
+        return plan(syn, self.choose, steps, strategy, rng)
+
     def rule(self) -> Rule:
         """The inner optimizer."""
         return Adam() if self.inner == "adam" else SGD(self.inner_momentum)
@@ -110,7 +123,6 @@ class RaTConfig(UnrolledConfig):
         return versions(self, redraw="step", inner="adam", init="noise")
 
     def start(self, real: ImageSet, rng: torch.Generator) -> PixelSet:
-        """The set before the first step."""
         if self.inner_classes > real.num_classes:
             raise ValueError(f"inner_classes must be at most {real.num_classes}, the classes of {real.name}, got {self.inner_classes}")
         if self.init == "noise":
@@ -122,40 +134,24 @@ class RaTConfig(UnrolledConfig):
         return syn
 
     def choose(self, syn: StoredSet, rng: torch.Generator) -> Tensor:
-        """Indices (B,) of the images of an inner step: so many of each of so many classes."""
+        """So many images of each of so many classes."""
         classes = torch.randperm(syn.num_classes, generator=rng)[: self.inner_classes or syn.num_classes]
         taken = self.inner_per_class or self.ipc
         return torch.cat([int(label) * self.ipc + torch.randperm(self.ipc, generator=rng)[:taken] for label in classes])
 
 
-BatchOf = Callable[..., Batch]           # (step, *sources) -> images (B, c, h, w), labels
-
-
-def plan(syn: StoredSet, choose: Callable[[StoredSet, torch.Generator], Tensor], steps: int, strategy: str, rng: torch.Generator,
-         shift: int = 0) -> BatchOf:
-    """All random choices of `steps` inner steps, made now: the function gives the images and labels of its step, always the same.
-
-    shift: patches of a poster are cut up to so many pixels away from their places, with the labels of where they are cut.
-    """
+def plan(syn: StoredSet, choose: Callable[[StoredSet, torch.Generator], Tensor], steps: int, strategy: str,
+         rng: torch.Generator) -> BatchOf:
+    """All random choices of `steps` inner steps, made now: the function gives the images and labels of its step, always the same."""
     chosen = [choose(syn, rng) for _ in range(steps)]
-    moved = [shifted(syn, indices, shift, rng) for indices in chosen] if shift and isinstance(syn, PosterSet) else []
     params = [augment.draw(strategy, len(indices), syn.shape, rng) for indices in chosen]
     chosen = [indices.to(syn.device) for indices in chosen]
 
     def batch(j: int, *sources: Tensor) -> Batch:
-        if moved and isinstance(syn, PosterSet):
-            images, labels = syn.cut(*moved[j], *sources)
-        else:
-            images, labels = syn.make(chosen[j], *sources)
+        images, labels = syn.make(chosen[j], *sources)
         return augment.apply(params[j], images), labels
 
     return batch
-
-
-def shifted(syn: PosterSet, indices: Tensor, shift: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Where the pixels of patches `indices` (B,) are after a move, and how their labels are read."""
-    corners = syn.layout.shifted(shift, rng)[indices]                                   # (B, 2)
-    return syn.layout.index(corners).to(syn.device), syn.labels_seen(corners).to(syn.seen)
 
 
 def burn_in(net: models.Classifier, theta: Tensor, batch: Callable[[int], Batch], steps: int, rule: unroll.Rule,
@@ -209,7 +205,7 @@ class Clip:
         self.running = float(state["running"])
 
 
-def distill(real: ImageSet, config: Any, resume: Mapping[str, Any] | None = None, name: str = NAME) -> Iterator[Step]:
+def distill(real: ImageSet, config: UnrolledConfig, resume: Mapping[str, Any] | None = None, name: str = NAME) -> Iterator[Step]:
     """Yield a Step after every outer update of pixels or poster and of learned labels; stop early by leaving the loop."""
     rng = stream(config.seed, "rat-bptt")
     syn = config.start(real, rng)
@@ -226,7 +222,7 @@ def distill(real: ImageSet, config: Any, resume: Mapping[str, Any] | None = None
         burn = int(torch.randint(config.min_burn, config.max_inner - config.window + 1, (), generator=stream(config.seed, "burn", when)))
         net_seed = int(torch.randint(2**31, (), generator=rng))
         net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=net_seed).to(syn.device)
-        batch = plan(syn, config.choose, burn + config.window, strategy, rng, getattr(config, "shift", 0))
+        batch = config.plan(syn, burn + config.window, strategy, rng)
         images, labels = next(batches)
         seen = [(augment.augment(real.preprocess(some), strategy, rng), of)
                 for some, of in zip(images.split(CHUNK), labels.split(CHUNK), strict=True)]
