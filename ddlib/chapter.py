@@ -16,6 +16,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,6 +101,11 @@ def half(real: data.ImageSet, least: int = 2) -> tuple[Tensor, Tensor, Tensor, T
         chosen = split.labels < count
         arrays += [avg_pool2d(split.images[chosen].float(), 2).byte().cpu(), split.labels[chosen].cpu()]
     return arrays[0], arrays[1], arrays[2], arrays[3], real.classes[:count]
+
+
+def answer(text: str) -> None:
+    """Print the answer to an exercise in lines that a phone shows whole."""
+    print(textwrap.fill(text, 46))
 
 
 def find(name: str, folder: Path) -> Path:

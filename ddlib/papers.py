@@ -334,7 +334,7 @@ _TABLE_CSS = (
     ".ddlib-table th:first-child{position:sticky;left:0;font-weight:600}"
     ".ddlib-table .txt{text-align:left}.ddlib-table .num{text-align:right}"
     ".ddlib-table ol{margin:.6em 0 0;padding-left:1.8em;font-size:.9em}"
-    "@media(max-width:500px){.ddlib-table th,.ddlib-table td{padding:.3em .25em}}"
+    "@media(max-width:500px){.ddlib-table th,.ddlib-table td{padding:.3em .15em}.ddlib-table thead th{white-space:normal}}"
 )
 
 COLUMNS = ("method", "ipc", "paper", "ours: mean±std (n)", "budget", "protocol/preset", "width", "device", "minutes")
@@ -456,7 +456,7 @@ def side_by_side(
             found.setdefault(key, {})[row["protocol"]] = row
     widths = {width for _, method, _, width in found if method not in STORES_PLAIN_IMAGES}
     lines, stored, networks = [], {}, set()
-    apart: dict[tuple[Any, str], list[tuple[float, float]]] = {}
+    apart: dict[tuple[Any, str], dict[str, tuple[float, float]]] = {}
     for key in sorted((key for key in found if key[3] in widths), key=lambda key: (key[0], methods.index(key[1]))):
         ipc, method, variant, width = key
         name = (names or {}).get((method, variant)) or ", ".join(filter(None, [method, variant]))
@@ -471,16 +471,17 @@ def side_by_side(
                 line.append(_value(mean, std))
                 networks.add(str(row["n"]))
                 stored[f"{method}, {ipc}" if method in STORES_PLAIN_IMAGES else "a generator"] = f"{int(row['budget_scalars']):,}"
-                apart.setdefault((ipc, title), []).extend([(mean, std or 0.0)] * (method in alike))
+                if method in alike:
+                    apart.setdefault((ipc, title), {})[name] = mean, std or 0.0
             else:                                                # stored images cannot be drawn anew
-                line.append("-" if method in STORES_PLAIN_IMAGES and protocol.endswith("resampled") else NOT_RUN)
+                line.append("-" if method in STORES_PLAIN_IMAGES and "resampled" in protocol else NOT_RUN)
         lines.append(tuple(line))
     notes = [f"paper: {_stand_in(dataset, STAND_INS[dataset])}"] if paper and dataset in STAND_INS else []
     for (ipc, title), group in apart.items():
         if len(group) > 1:
-            means, stds = zip(*group, strict=True)
-            notes.append(f"{', '.join(m for m in methods if m in alike)} at IPC {ipc}, {title}: all {len(group)} lines within "
-                         f"{max(means) - min(means):.2f} points, largest deviation {max(stds):.1f}")
+            means, stds = zip(*group.values(), strict=True)
+            notes.append(f"IPC {ipc}, {title}: {', '.join(group)} within {max(means) - min(means):.2f} points, "
+                         f"largest deviation {max(stds):.1f}")
     notes.append("numbers stored: " + "; ".join(f"{name}: {size}" for name, size in stored.items()))
     size = f" of width {next(iter(widths)) or 'as usual'}" if len(widths) == 1 else ""
     who = f"{' or '.join(sorted(networks))} networks{size}; {', '.join(protocols.values())}"
@@ -497,7 +498,7 @@ def larger_runs(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str
     shown = {(row["dataset"], family(row)) for row in rows if row["method"] in options["methods"] and family(row) in about}
     tables = [side_by_side(rows, dataset=dataset, preset=preset, ipcs=(1, 10, 50), protocols=protocols,
                            caption=f"{dataset}, preset {preset}: {about[preset]}", **options)
-              for dataset, preset in sorted(shown) for protocols in columns]
+              for dataset, preset in sorted(shown, key=lambda each: ([*IMAGES].index(each[0]), each[1])) for protocols in columns]
     return [table for table in tables if table.rows]
 
 

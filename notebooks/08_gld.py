@@ -21,7 +21,7 @@ import contextlib
 import io
 import math
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from IPython.display import display
@@ -57,11 +57,9 @@ recipes = {how: evaluate.with_options(name, **options) for how, name in (("froze
 folder = runs.Path(out) if out else runs.folder("08_gld", f"{preset}-ipc{config.ipc}-{config.steps}-{config.redraw}-{config.lr:g}-{seed}")
 real = runs.load_data(config).to(runs.pick_device())
 device, num_classes = real.train.images.device, real.num_classes
-explained = ("dataset", "gan_width", "gan_steps", "steps", "batch_size", "lr", "weight", "local_weight", "global_reduction",
-             "local_reduction", "pool", "pool_widths", "net_steps", "redraw", "augment")
-papers.Table(("setting", "value"), tuple((name, str(asdict(config)[name]).replace("_dim", "").replace(",", ", "))
-                                         for name in explained),
-             caption=f"Preset {preset}; weight is ω_g and local_weight ω_l of the equations below")
+chapter.setting_table(config, ("dataset", "gan_width", "gan_steps", "steps", "batch_size", "lr", "weight", "local_weight",
+                               "global_reduction", "local_reduction", "pool", "pool_widths", "net_steps", "redraw", "augment"),
+                      f"Preset {preset}; weight is ω_g and local_weight ω_l of the equations below")
 
 # %% [markdown]
 # ## The equation
@@ -131,11 +129,7 @@ for reduction in ("sum", "mean", "batchmean"):
 # below each other has to agree place by place.
 
 # %%
-with contextlib.redirect_stdout(io.StringIO()):                   # a folder and minutes: not for the page
-    start = dim.trained_gan(real, config)
-game = cgan.Game(real, config.game())
-game.load(start, config.lr)
-origin = game.distilled(real, method=cgan.NAME)
+game, origin, gan_minutes = chapter.one_gan(real, config)
 images, labels = next(cgan.real_batches(real, min(32, config.batch_size), seed))
 fake = origin.sample(labels, runs.stream(seed, "pairs")).requires_grad_()             # (B, c, h, w) in [-1, 1]
 
@@ -314,6 +308,12 @@ papers.Table(columns, tuple(lines), (f"v of the photographs: {variance(photograp
 # same networks of the pool: a **control** with both weights 0, which is the GAN training on; then $\omega_g=0.01$ with $\omega_l$ from
 # the paper's 0.001 up to 1000. All of it **twice**, with other batches, noise and networks, so that one can see what chance does.
 # (Reading the loss as a sum is another weight in our units: 0.001 as a sum is 33 with this ConvNet's maps, and 16 with the ResNets'.)
+#
+# Move $\omega_l$. The ten images come from the same noise at every stop. The charts have the pull of both terms together (mean over the
+# updates), the two terms with their weights beside the GAN's class term, the variance of the maps within a class (of the lens, in percent
+# of the photographs'), and the accuracy on **validation** images of networks that were trained on **resampled** images: every batch is
+# drawn anew from the generator, so that a network never sees an image twice. (The other way, **frozen**, comes below: IPC
+# images of each class are drawn once and used throughout, as with any distilled set.)
 
 # %%
 levels = sorted({float(text) for text in omegas.split(",")} | {local_weight})
@@ -352,14 +352,6 @@ gap = {title: -logged(title, "d_source") for title in settings}      # of a Wass
 for title in ("weight 0", *(f"{level:g}" for level in levels)):
     print(f"critic's gap at {title:>8}: {gap[title]:.2f}")
 
-# %% [markdown]
-# Move $\omega_l$. The ten images come from the same noise at every stop. The charts have the pull of both terms together (mean over the
-# updates), the two terms with their weights beside the GAN's class term, the variance of the maps within a class (of the lens, in percent
-# of the photographs'), and the accuracy on **validation** images of networks that were trained on **resampled** images: every batch is
-# drawn anew from the generator, so that a network never sees an image twice. (The other way, **frozen**, comes below: IPC
-# images of each class are drawn once and used throughout, as with any distilled set.)
-
-# %%
 stops = [title for title in settings if title != "weight 0"]
 at_noise = {title: (swept[title, 0].syn.sample(torch.arange(num_classes), runs.stream(seed, "same noise")).cpu() + 1) / 2
             for title in stops}
@@ -378,16 +370,6 @@ note = (f"{config.dataset}, {config.steps} updates from one GAN, {repeats} runs 
         "bands: one standard deviation")
 widgets.sweep_explorer(at_noise, real.classes, panels, log=list(panels)[:2], label="ω_l, weight of the local term", uid="omega",
                        start=f"{local_weight:g}", caption=note)
-
-# %% tags=["live"]
-# Live (needs a kernel): six images of every class from the generator of any stop. Does their variety change?
-def drawn_at(omega_l):
-    wanted = torch.arange(num_classes).repeat_interleave(6)
-    found = (swept[omega_l, 0].syn.sample(wanted, runs.stream(seed, "live")).cpu() + 1) / 2
-    return plots.image_grid(found, wanted, real.classes, caption=f"omega_l = {omega_l}")
-
-
-widgets.live(drawn_at, label="omega_l", omega_l=stops)
 
 # %% [markdown]
 # *From left to right.* Up to 0.1 nothing moves but the weight itself: both terms together pull with an eighth of the GAN's strength, and
@@ -429,7 +411,7 @@ command = (f"make run CHAPTER=08 ARGS='-p preset {preset} -p ipc {config.ipc} -p
            f"-p width {width} -p networks {networks} -p seed {seed}'")
 more = f"{config.steps} steps more"
 control, ours = swept["weight 0", 0], swept[f"{local_weight:g}", 0]
-sets = {("Random", ""): (random_sets, 0.0), ("CGAN", ""): (origin, 0.0), ("CGAN", more): (control.syn, control.minutes),
+sets = {("Random", ""): (random_sets, 0.0), ("CGAN", ""): (origin, gan_minutes), ("CGAN", more): (control.syn, control.minutes),
         ("GLD", config.variant): (ours.syn, ours.minutes)}
 rows = []
 for (method, variant), (syn, minutes) in sets.items():
@@ -439,32 +421,9 @@ for (method, variant), (syn, minutes) in sets.items():
             tested = evaluate.evaluate(syn, real, recipe, seed=seed, quiet=True, folder=place)
             rows.append(tested.row(method=method, variant=variant, preset=preset, command=command, distilling=minutes))
 
-
-def side_by_side(rows, dataset, ipc, published_as=None):
-    """One line per method and variant: what GLD's paper prints, and our rows, frozen and resampled; the latest row wins."""
-    found = {}
-    for row in rows:
-        if (row["dataset"], str(row["ipc"]), row["eval_arch"]) == (dataset, str(ipc), "convnet3"):
-            variant = ", ".join(part for part in row["variant"].split(", ") if part and not part.startswith("width"))
-            how = "resampled" if "resampled" in row["protocol"] else "frozen"
-            found.setdefault((row["method"], variant), {})[how] = row
-    lines = []
-    for (method, variant), each in found.items():
-        known = variant == "" and (published_as or dataset) in papers.dataset_names()
-        cells = papers.published(published_as or dataset, method, ipc, paper="GLD") if known else []
-        numbers = (f"{float(each[how]['accuracy_mean']):.1f}±{float(each[how]['accuracy_std']):.1f}" if how in each else "-"
-                   for how in recipes)
-        short = variant.replace(f"{config.steps} steps more", f"+{config.steps}")
-        lines.append((f"{method}, {short}" if short else method, cells[0].value if cells else "-", *numbers))
-    budgets = {row["method"]: f"{row['method']} {int(row['budget_scalars']):,}" for each in found.values() for row in each.values()}
-    nets = {str(row["n"]) for each in found.values() for row in each.values()}
-    note = "paper: resampled, the best of five tests" + ("; of Fashion-MNIST, all of it" if published_as else "")
-    return papers.Table(("method", "paper", *recipes), tuple(lines), (note, "stored numbers: " + ", ".join(budgets.values())),
-                        f"{dataset} at IPC {ipc}, test accuracy in percent, {' or '.join(sorted(nets))} networks", frozenset(recipes))
-
-
-published_as = "fashion_mnist" if config.dataset == "fashion_mini" else None
-display(side_by_side(rows, config.dataset, config.ipc, published_as))
+called = {("CGAN", more): "control", ("DiM", "weight 0.0"): "control"}
+display(papers.side_by_side(rows, dataset=config.dataset, ipcs=[config.ipc], methods=("Random", "CGAN", "GLD"), paper="GLD", names=called,
+                            protocols={how: recipe.name for how, recipe in recipes.items()}, caption=f"this run, {config.dataset}"))
 scalars = math.prod(real.shape) * num_classes
 print(f"a generator: {origin.budget:,} numbers,\n  {origin.budget / scalars:.1f} images per class")
 
@@ -495,26 +454,7 @@ print(f"GLD and control: {apart:+.1f} points (claim: within 3)")
 # comparisons.
 
 # %%
-def printed(table, dataset, method, ipc, arch="convnet3"):
-    return next(cell for cell in papers.published(dataset, method, ipc, eval_arch=arch, paper="GLD") if cell.table == table)
-
-
-def gain(one, other):
-    difference = one.accuracy_mean - other.accuracy_mean
-    return f"{difference:+.1f} ({difference / (math.hypot(one.accuracy_std, other.accuracy_std) / math.sqrt(5)):.1f})"
-
-
-cases = [("1", dataset, budget, "convnet3") for dataset in ("mnist", "fashion_mnist", "cifar10") for budget in (1, 10, 50)]
-cases += [("2", "cifar10", 10, arch) for arch in ("resnet18", "alexnet", "vgg11")]
-lines = []
-for table, dataset, budget, arch in cases:
-    full, base = (printed(table, dataset, method, budget, arch) for method in ("GLD", "DiM"))
-    over_cgan = gain(base, printed("1", dataset, "CGAN", budget)) if table == "1" else "-"
-    title = f"{dataset}, {budget}" if table == "1" else arch
-    lines.append((title.replace("fashion_mnist", "fashion"), full.value, gain(full, base), over_cgan))
-columns = ("table 1, IPC", "GLD", "over DiM", "DiM over CGAN")
-papers.Table(columns, tuple(lines), ("last three lines: table 2, other test networks, cifar10 at IPC 10, a pool of two",),
-             "As printed; GLD's gain over DiM, and DiM's over CGAN, in points (in standard errors)", frozenset(columns[1:]))
+papers.gains("GLD", {"over DiM": (("GLD", ""), ("DiM", "")), "DiM over CGAN": (("DiM", ""), ("CGAN", ""))})
 
 # %% [markdown]
 # * *GLD over DiM* is half a point to one point in five of nine cells. On Fashion-MNIST it is beyond 2.3 errors at every IPC, on MNIST at
@@ -527,34 +467,23 @@ papers.Table(columns, tuple(lines), ("last three lines: table 2, other test netw
 # * *The error counts test networks only.* As far as the text says, each method has one generator, and nothing in the tables says what a
 #   second one would add. Nor do our two runs of a setting: both go on from the same GAN, and differ in the last 40 updates only.
 #
-# Beside ours, from `book/results/measured.csv`, then this run. "Weight 0.0" is the control: the GAN trains on for as long, without a term.
-# DiM, GLD and the control have trained equally long: under each table stands how far apart these three are, beside the largest deviation
-# of one of them. As long as the first number is no larger than the second, no term has shown a gain.
+# Beside ours, from `book/results/measured.csv`, a table for each GAN. *Frozen* and *resampled* are the protocols `strict-cpu` and
+# `strict-cpu-resampled`; *recipe* is `dim`, the one of DiM's code, with which the printed numbers belong. The **control** ran as DiM with
+# weight 0: the GAN trains on for as long, without a term. DiM, GLD and the control have trained equally long: under each table stands how
+# far apart they are, beside the largest deviation of one of them. As long as the first number is no larger than the second, no term has
+# shown a gain. (Minutes in the rows are those of a run's own updates and of its test networks; the GAN's are in the row of CGAN only. For
+# bfloat16, see chapter 7.)
 
 # %%
-measured_rows = [row for row in evaluate.read_rows() if row["method"] in ("Random", "CGAN", "DiM", "GLD")
-                 and row["protocol"] in ("strict", "strict-cpu", "strict-resampled", "strict-cpu-resampled")]
-for dataset in ("fashion_mini", "mnist", "fashion_mnist", "cifar10"):
-    for budget in (1, 10, 50):
-        if any((row["dataset"], row["ipc"], row["method"]) == (dataset, str(budget), "GLD") for row in measured_rows):
-            table, spread = side_by_side(measured_rows, dataset, budget, "fashion_mnist" if dataset == "fashion_mini" else None), []
-            for how in recipes:
-                group = [(float(row["accuracy_mean"]), float(row["accuracy_std"])) for row in measured_rows
-                         if (row["dataset"], row["ipc"], row["eval_arch"]) == (dataset, str(budget), "convnet3")
-                         and row["method"] in ("DiM", "GLD") and ("resampled" in row["protocol"]) == (how == "resampled")]
-                if len(group) > 1:
-                    means, deviations = zip(*group, strict=True)
-                    spread.append(f"{how}: DiM, GLD and control {max(means) - min(means):.1f} apart, deviation {max(deviations):.1f}")
-            display(replace(table, footnotes=(*table.footnotes, *spread)))
-if not any(row["method"] == "GLD" for row in measured_rows):
-    print("GLD in a larger run:", papers.NOT_RUN)
+stored = {"frozen": "strict-cpu", "resampled": "strict-cpu-resampled"}
+about = {name: f"GAN of width {each.gan_width}, {each.gan_steps:,} steps" for name, each in gld.PRESETS.items()}
+for table in papers.larger_runs(evaluate.read_rows(), [stored, {"recipe": "dim"}], about, methods=("Random", "CGAN", "DiM", "GLD"),
+                                paper="GLD", names=called, alike=("DiM", "GLD")):
+    display(table)
+chapter.record(folder, [row for row in rows if not row["variant"].endswith("more")], pictures={"generated": ours.syn.at(10).show()},
+               dataset=config.dataset, ipcs=[config.ipc], methods=["Random", "CGAN", "GLD"], protocol=recipes["frozen"].name)
 for row in rows if results else []:
     evaluate.append_row(results, row)
-shown = chapter.record(folder, [row for row in rows if not row["variant"].endswith("more")], pictures={"generated": ours.syn.at(10).show()},
-                       dataset=config.dataset, ipcs=[config.ipc], methods=["Random", "CGAN", "GLD"], protocol=recipes["frozen"].name)
-shown = replace(shown, columns=("method, IPC", "paper", "frozen (n)"), rows=tuple((f"{m}, {n}", a, b) for m, n, a, b, *_ in shown.rows),
-                numeric=frozenset(), caption=f"this run on {config.dataset}, frozen")
-shown
 
 # %% [markdown]
 # **What differs from the paper, and what we expect of it**
@@ -594,8 +523,9 @@ for title, each in (("as set above", short), ("sums", replace(short, global_redu
     taken = [step.losses for step in gld.distill(real, each)]
     print(f"{title:>19}: pull {statistics.mean(step['ratio'] for step in taken):6.3f}, "
           f"variance of maps {statistics.mean(step['syn_variance'] for step in taken):.3f}")
-print("With sums the terms lead and the GAN follows. For the logits, divide the weight by the batch\nsize. For the maps divide it by all "
-      "entries: but these depend on the network, so one\nweight for a sum fits one network of the pool only (here the ConvNet).")
+chapter.answer("Where the pull is above 1, the terms lead and the GAN follows. For the logits, divide the weight by the batch size: then a "
+               "sum is batchmean. For the maps divide it by all entries: but their number depends on the network, so one weight for a sum "
+               "fits one network of the pool only (here the ConvNet). Compare the first line with the last.")
 
 # %% [markdown]
 # **2. Change an equation.** Equation 7 pairs single images. Average the maps over the images of a class *first*, and compare the averages:
@@ -604,21 +534,24 @@ print("With sums the terms lead and the GAN follows. For the logits, divide the 
 
 # %% tags=["hide-cell"]
 for title, candidate in candidates.items():
-    print(f"{title:>17}: pairs {asked[title]:.3f}, means {(candidate.mean(dim=1) - photographs.mean(dim=1)).square().mean():.3f}")
+    print(f"{title}:\n  pairs {asked[title]:.3f}, means {(candidate.mean(dim=1) - photographs.mean(dim=1)).square().mean():.3f}")
 wanted = torch.arange(num_classes).repeat_interleave(8)
 some = origin.sample(wanted, runs.stream(seed, "exercise")).requires_grad_()
 of_some = lens.mid(real.preprocess((some + 1) / 2))[1].flatten(1).unflatten(0, (num_classes, -1))              # (C, n, F)
 target = photographs.float()
 pairs = of_some.var(dim=1, correction=0).mean() + (of_some.mean(dim=1) - target.mean(dim=1)).square().mean()   # but for a constant
 means = (of_some.mean(dim=1) - target.mean(dim=1)).square().mean()
+change = {}
 for title, loss in (("pairs", pairs), ("means", means)):
     step = torch.autograd.grad(loss, some, retain_graph=True)[0]
     with torch.no_grad():
         moved = lens.mid(real.preprocess((some - 20 * step / step.norm() + 1) / 2))[1].flatten(1).unflatten(0, (num_classes, -1))
-    print(f"a step down the loss of {title}: variance of the maps {variance(moved) / variance(of_some.detach()) - 1:+.0%}")
-print("The loss of means cannot tell photographs from their mean map, and other photographs\nare as good as it gets. It has no term for "
-      "variety: it asks all maps of a class for\nthe same shift. What becomes of their variance on the way (here it grows) is a side\n"
-      "effect of moving this generator's means; the loss of pairs asks for less, and gets it.")
+    change[title] = variance(moved) / variance(of_some.detach()) - 1
+    print(f"a step down the loss of {title}:\n  variance of the maps {change[title]:+.0%}")
+chapter.answer("The loss of means cannot tell photographs from their mean map: both have the same mean, and nothing does better than other "
+               "photographs. It has no term for variety and asks all maps of a class for the same shift. What becomes of their variance on "
+               f"the way ({change['means']:+.0%} here) is a side effect of moving this generator's means. The loss of pairs asks for less "
+               f"variety, and {'gets it' if change['pairs'] < min(0, change['means']) else 'does not get it here'}.")
 
 # %% [markdown]
 # **3. Bring your data.** Find the reading that your data need, if you keep the paper's weights: print the pull of both terms under each
@@ -626,28 +559,22 @@ print("The loss of means cannot tell photographs from their mean map, and other 
 # do sum and mean differ, for each term? Which of these factors changes with the resolution?
 
 # %% tags=["hide-cell"]
-half_of_them = max(num_classes // 2, 2)
-
-
-def half(split):
-    chosen = split.labels < half_of_them
-    return torch.nn.functional.avg_pool2d(split.images[chosen].float(), 2).to(torch.uint8).cpu(), split.labels[chosen].cpu()
-
-
-mine = data.ImageSet.from_arrays(*half(real.train), *half(real.test), classes=real.classes[:half_of_them], name="mine").to(device)
+*arrays, kinds = chapter.half(real)                              # training images and labels, test images and labels; names of classes
+mine = data.ImageSet.from_arrays(*arrays, classes=kinds, name="mine").to(device)
 small = replace(config, dataset="mine", gan_width=8, gan_steps=20, steps=5, pool="convnet3", pool_widths="16", redraw=5)
+fit = []
 for reduction in reductions:
     each = replace(small, global_reduction=reduction, local_reduction=reduction, max_gradient=1e7)
     with contextlib.redirect_stdout(io.StringIO()):
         ratios = [statistics.mean(step.losses["ratio"] for step in gld.distill(mine, one)) for one in (
             replace(each, local_weight=0.0), replace(each, weight=0.0))]
-    print(f"{reduction:>9}: pull of the global term {ratios[0]:.5f}, of the local one {ratios[1]:.5f}")
+    fit += [f"{reduction} for the {what}" for what, ratio in zip(("logits", "maps"), ratios) if 0.01 <= ratio <= 1]
+    print(f"{reduction:>9}: pull of the global term\n  {ratios[0]:.5f}, of the local one {ratios[1]:.5f}")
 size = lambda shape: tuple(models.build("convnet3", shape=shape, num_classes=2, width=16, seed=0).mid(torch.zeros(2, *shape))[1].shape[1:])
-for title, shape, classes in (("all above", real.shape, num_classes), ("these data", mine.shape, half_of_them)):
+for title, shape, classes in (("all above", real.shape, num_classes), ("these data", mine.shape, len(kinds))):
     count = config.batch_size * math.prod(size(shape))
-    print(f"{title:>10}: maps {size(shape)}; a sum is the mean times {config.batch_size * classes} (logits), {count:,} (maps)")
-print("Which reading? One that pulls and leaves the GAN in charge, between 0.01 and 1, say.\nHere, for the logits only the sum is in that "
-      "range; for the maps batchmean is and, closer\nto the GAN's own pull, the sum; a mean of either may as well not be there.\n"
-      "The resolution changes the factor of the maps (the number of classes that of the\nlogits): a sum has a seventh of the entries, so "
-      "beside a mean its weight counts a\nseventh of what it did. The pulls themselves cannot be compared with the tables above:\n"
-      "another GAN, hardly trained, is their unit. So measure with your own GAN first.")
+    print(f"{title}: maps {size(shape)}; a sum is\n  {config.batch_size * classes} (logits), {count:,} (maps) means")
+chapter.answer(f"Which reading? One that pulls and leaves the GAN in charge, from 0.01 to 1, say. Here: {', '.join(fit) or 'none'}. The "
+               "resolution changes the factor of the maps, the number of classes that of the logits: with so many fewer entries, a weight "
+               "for a sum of maps counts less than it did beside one for a mean. The pulls themselves cannot be compared with the tables "
+               "above: another GAN, hardly trained, is their unit. So measure with your own GAN first.")

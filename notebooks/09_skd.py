@@ -25,7 +25,7 @@ import contextlib
 import io
 import math
 import statistics
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from IPython.display import display
@@ -58,11 +58,8 @@ recipes = {how: evaluate.with_options(name, **options) for how, name in (("froze
 name = f"{preset}-ipc{config.ipc}-{config.tau:g}-{config.weight:g}-{strong:g}-{config.steps}-{seed}"
 folder = runs.Path(out) if out else runs.folder("09_skd", name)
 real = runs.load_data(config).to(runs.pick_device())
-explained = ("dataset", "gan_width", "gan_steps", "steps", "batch_size", "lr", "weight", "tau", "standardize", "pool", "pool_widths",
-             "net_steps", "redraw", "augment")
-papers.Table(("setting", "value"), tuple((name, str(asdict(config)[name]).replace("_dim", "").replace(",", ", "))
-                                          for name in explained),
-             caption=f"Preset {preset}")
+chapter.setting_table(config, ("dataset", "gan_width", "gan_steps", "steps", "batch_size", "lr", "weight", "tau", "standardize", "pool",
+                               "pool_widths", "net_steps", "redraw", "augment"), f"Preset {preset}")
 
 # %% [markdown]
 # ## The equation
@@ -140,11 +137,7 @@ for title, answer in (("generated", l_syn), ("surer", l_surer)):
 # picture shows six of these, real above generated above twin.
 
 # %%
-with contextlib.redirect_stdout(io.StringIO()):                   # a folder and minutes: not for the page
-    start = dim.trained_gan(real, config)
-game = cgan.Game(real, config.game())
-game.load(start, config.lr)
-origin = game.distilled(real, method=cgan.NAME)
+game, origin, gan_minutes = chapter.one_gan(real, config)
 pool = dim.Pool(real, config)
 for index in range(1, 31):
     pool.advance(min(index, config.redraw))                       # `net_steps` batches each, of one network
@@ -454,48 +447,16 @@ for count in sorted({config.ipc, as_many}):
 for title, syn in generators.items():
     each = (variants | heavy).get(title)
     method, variant = ("CGAN", "") if each is None else ("DiM", "weight 0.0") if title == "weight 0" else ("SKD", each.variant)
-    about = {"method": method, "variant": variant, "distilling": finished[title].minutes if each else 0.0}
+    about = {"method": method, "variant": variant, "distilling": finished[title].minutes if each else gan_minutes}
     for how in recipes:
         accuracies[title, how] = tested(f"{title} {each.weight:g}" if each else title, syn, how, **about)
 
 
-called = {each.variant: title for title, each in heavy.items()}
-meaning = {"raw": "SKD without standardization", "weight 0": "as many updates without any term"} | {
-    title: f"{'SKD' if each.standardize else 'raw'} with weight {each.weight:g}" for title, each in heavy.items()}
-
-
-def side_by_side(rows, dataset, ipc, columns, published_as=None):
-    """A line for each method and variant: what SKD's paper prints, and our rows under the protocols `columns`; the latest row wins."""
-    found = {}
-    for row in rows:
-        if (row["dataset"], str(row["ipc"]), row["eval_arch"]) == (dataset, str(ipc), "convnet3") and row["protocol"] in columns.values():
-            variant = ", ".join(part for part in row["variant"].split(", ") if part and not part.startswith("width"))
-            found.setdefault((row["method"], variant), {})[row["protocol"]] = row
-    lines, order = [], ("Random", "CGAN", "DiM", "GLD", "SKD")
-    for (method, variant), ours in sorted(found.items(), key=lambda item: order.index(item[0][0])):
-        known = variant in ("", "no standardization") and (published_as or dataset) in papers.dataset_names()
-        cells = papers.published(published_as or dataset, method, ipc, variant=variant, paper="SKD") if known else []
-        each = (f"{float(ours[how]['accuracy_mean']):.1f}±{float(ours[how]['accuracy_std']):.1f}" if how in ours else "-"
-                for how in columns.values())
-        short = (called | {"weight 0.0": "weight 0", "no standardization": "raw"}).get(variant) or ", ".join(
-            [method, *variant.replace("no standardization", "raw").replace("weight ", "").split(", ")]).removesuffix(", ")
-        lines.append((short, f"{cells[0].accuracy_mean:.1f}" if cells else "-", *each))
-    budgets = dict.fromkeys(f"{'Random' if row['method'] == 'Random' else 'a generator'} {int(row['budget_scalars']):,}"
-                            for ours in found.values() for row in ours.values())
-    went_on = {how: [float(ours[recipe]["accuracy_mean"]) for (method, _), ours in found.items()
-                     if method in ("DiM", "GLD", "SKD") and recipe in ours] for how, recipe in columns.items()}
-    apart = "; ".join(f"{how}, the {len(each)} below CGAN are within {max(each) - min(each):.2f} points"
-                      for how, each in went_on.items() if len(each) > 1)
-    nets = {str(row["n"]) for ours in found.values() for row in ours.values()}
-    note = "paper: resampled, the best of five tests" + ("; of Fashion-MNIST, all of it" if published_as else "")
-    names = "; ".join(f"{line[0]}: {meaning[line[0]]}" for line in lines if line[0] in meaning)
-    notes = tuple(filter(None, (note, names, apart, "stored numbers: " + ", ".join(budgets))))
-    return papers.Table(("method", "paper", *columns), tuple(lines), notes,
-                        f"{dataset} at IPC {ipc}, test accuracy in percent, {' or '.join(sorted(nets))} networks", frozenset(columns))
-
-
-published_as = "fashion_mnist" if config.dataset == "fashion_mini" else None
-display(side_by_side(rows, config.dataset, config.ipc, {how: recipe.name for how, recipe in recipes.items()}, published_as))
+called = {("DiM", "weight 0.0"): "weight 0", ("SKD", "no standardization"): "raw"} | {
+    ("SKD", each.variant): title for title, each in heavy.items()}
+display(papers.side_by_side(rows, dataset=config.dataset, ipcs=[config.ipc], methods=("Random", "CGAN", "DiM", "SKD"), paper="SKD",
+                            protocols={how: recipe.name for how, recipe in recipes.items()}, names=called, alike=("DiM", "SKD"),
+                            caption=f"this run, {config.dataset}"))
 pm = lambda values: f"{values.mean():.1f}" + (f"±{values.std():.1f}" if len(values) > 1 else "")
 print(f"a generator: {weights:,} numbers,\n  {weights / scalars:.1f} images per class")
 print(f"Random at IPC {as_many}: {pm(accuracies['Random', as_many])}")
@@ -542,30 +503,13 @@ assert not is_default or max(abs(gain.mean()) for gain in gains.values()) < 3
 # of freedom that two times five trials leave).
 
 # %%
-def printed(table, dataset, method, ipc, arch="convnet3", variant="", paper="SKD"):
-    cells = papers.published(dataset, method, ipc, eval_arch=arch, variant=variant, paper=paper)
-    return next(cell for cell in cells if cell.table == table)
-
-
-def gain(one, other):
-    difference = one.accuracy_mean - other.accuracy_mean
-    return f"{difference:+.1f} ({difference / (math.hypot(one.accuracy_std, other.accuracy_std) / math.sqrt(5)):.1f})"
-
-
-cases = [("1", dataset, budget, "convnet3") for dataset in ("mnist", "fashion_mnist", "cifar10") for budget in (1, 10, 50)]
-cases += [("2", "cifar10", 10, arch) for arch in ("resnet18", "alexnet", "vgg11")]
-lines, beside = [], []
-for table, dataset, budget, arch in cases:
-    full, without, base = (printed(table, dataset, method, budget, arch, variant) for method, variant in (
-        ("SKD", ""), ("SKD", "no standardization"), ("DiM", "")))
-    beside.append(full.accuracy_mean - printed(table, dataset, "GLD", budget, arch, paper="GLD").accuracy_mean)
-    title = f"{dataset}, {budget}" if table == "1" else arch
-    lines.append((title.replace("fashion_mnist", "fashion"), f"{full.accuracy_mean:.1f}", gain(full, without), gain(full, base)))
-print(f"SKD beside GLD, each from its own paper:\n  higher in {sum(d > 0 for d in beside)}, lower in {sum(d < 0 for d in beside)}, "
-      f"equal in {sum(d == 0 for d in beside)} of {len(beside)} cells,\n  from {min(beside):+.1f} to {max(beside):+.1f} points")
-names = ("table 1, IPC", "SKD", "over raw", "over DiM")
-papers.Table(names, tuple(lines), ("last three lines: table 2, other test networks, cifar10 at IPC 10",), numeric=frozenset(names[1:]),
-             caption="SKD as printed; its gain by standardization and over DiM, in points (in standard errors)")
+place = lambda cell: (cell.table, cell.dataset, cell.ipc, cell.eval_arch)
+theirs = {place(cell): cell.accuracy_mean for cell in papers.published(method="GLD", eval_arch=None, paper="GLD")}
+apart = [cell.accuracy_mean - theirs[place(cell)] for cell in papers.published(method="SKD", eval_arch=None, paper="SKD")
+         if cell.table == "1" or cell.eval_arch != "convnet3"]                              # table 2 prints the ConvNet's once more
+print(f"SKD beside GLD, each from its own paper:\n  higher in {sum(d > 0 for d in apart)}, lower in {sum(d < 0 for d in apart)}, "
+      f"equal in {sum(d == 0 for d in apart)} of {len(apart)} cells,\n  from {min(apart):+.1f} to {max(apart):+.1f} points")
+papers.gains("SKD", {"over raw": (("SKD", ""), ("SKD", "no standardization")), "over DiM": (("SKD", ""), ("DiM", ""))})
 
 # %% [markdown]
 # * *Standardization* is never worse. On Fashion-MNIST and MNIST at one image per class and on CIFAR-10 at 10 and 50 the gains are
@@ -578,31 +522,23 @@ papers.Table(names, tuple(lines), ("last three lines: table 2, other test networ
 #   so we do not know how much of the step from CGAN to DiM and SKD is 100 more epochs. GLD, by the same group (chapter 8), is cited
 #   but not listed. In the twelve cells that both papers print, SKD is higher in six, lower in four and equal in two.
 #
-# Beside ours, from `book/results/measured.csv`: one GAN for all rows of a table; *frozen* and *resampled* are the protocols `strict-cpu`
-# and `strict-cpu-resampled`, and *dim* is DiM's own, resampled, with the one of five checkpoints that is best on validation images. The
-# control, weight 0, ran as DiM with that weight. The $\pm$ is the spread of networks on one generator each: two methods that differ by less
-# than about twice the larger one are not told apart. A note says how far apart the runs are that went on from the GAN, weight 0 among
-# them. Where that is less than the spread, nothing separates the losses from each other or from no loss at all; what is left to read
-# is the step from the CGAN to all of them, which the further updates make. (Without weight 0 in a table one cannot tell whose step it
-# is.) The last table is this run.
+# Beside ours, from `book/results/measured.csv`, a table for each GAN; *frozen* and *resampled* are the protocols `strict-cpu` and
+# `strict-cpu-resampled`, and *recipe* is `dim`, that of DiM's code: resampled, with the one of five checkpoints that is best on validation
+# images. The control, weight 0, ran as DiM with that weight. The $\pm$ is the spread of networks on one generator each: two methods that
+# differ by less than about twice the larger one are not told apart. A note says how far apart the runs are that went on from the GAN,
+# weight 0 among them. Where that is less than the spread, nothing separates the losses from each other or from no loss at all; what is left
+# to read is the step from the CGAN to all of them, which the further updates make. (Without weight 0 in a table one cannot tell whose
+# step it is.) Minutes in the rows are those of a run's own updates and of its test networks; the GAN's are in the row of CGAN only. For
+# bfloat16, see chapter 7.
 
 # %%
-measured = [row for row in evaluate.read_rows() if row["method"] in ("Random", "CGAN", "DiM", "GLD", "SKD")]
-for dataset in ("fashion_mini", "mnist", "fashion_mnist", "cifar10"):
-    for budget in (1, 10, 50):
-        mine = [row for row in measured if (row["dataset"], row["ipc"]) == (dataset, str(budget))]
-        for columns in ({"frozen": protocol, "resampled": f"{protocol}-resampled"}, {"dim": "dim"}):
-            if any(row["method"] == "SKD" and row["protocol"] in columns.values() for row in mine):
-                display(side_by_side(mine, dataset, budget, columns, "fashion_mnist" if dataset == "fashion_mini" else None))
-if not any(row["method"] == "SKD" for row in measured):
-    print("SKD in a larger run:", papers.NOT_RUN)
-for row in rows if results else []:
-    evaluate.append_row(results, row)
-shown = chapter.record(folder, rows, pictures={"generated": finished["SKD"].syn.at(10).show()}, dataset=config.dataset,
-                       ipcs=[config.ipc], methods=["Random", "CGAN", "SKD"], protocol=recipes["frozen"].name)
-shown = replace(shown, columns=("method, IPC", "paper", "frozen (n)"), rows=tuple((f"{m}, {n}", a, b) for m, n, a, b, *_ in shown.rows),
-                numeric=frozenset(), caption=f"this run on {config.dataset}, frozen")
-shown
+stored = {"frozen": "strict-cpu", "resampled": "strict-cpu-resampled"}
+sizes = {name: f"GAN of width {each.gan_width}, {each.gan_steps:,} steps" for name, each in skd.PRESETS.items()}
+for table in papers.larger_runs(evaluate.read_rows(), [stored, {"recipe": "dim"}], sizes, methods=("Random", "CGAN", "DiM", "GLD", "SKD"),
+                                paper="SKD", names=called, alike=("DiM", "GLD", "SKD")):
+    display(table)
+chapter.record(folder, rows, results, pictures={"generated": finished["SKD"].syn.at(10).show()}, dataset=config.dataset,
+               ipcs=[config.ipc], methods=["Random", "CGAN", "SKD"], protocol=recipes["frozen"].name)
 
 # %% [markdown]
 # **What differs from the paper, and what we expect of it**
@@ -645,23 +581,30 @@ for factor in (0.0, 0.01, 1.0, 100.0):
     ratio = statistics.mean(losses["ratio"] for losses, _ in taken)
     print(f"weight {factor:g}: ratio {ratio:.2f},\n  from weight 0: {apart:.2f} grey levels,\n"
           f"  L_SKD {means[factor] / means[0.0] - 1:+.1%}")
-print("The ratio grows with the weight: with one\nor a few hundred times the paper's, both\ngradients are equally long. Even far beyond,\n"
-      "ten updates hardly lower the divergence:\nAdam makes them as long as before,\nand only turns them.")
+equal = config.weight / max(ratios["SKD"], 1e-9)                     # the ratio is proportional to the weight
+fallen = min(means.values()) / means[0.0] - 1
+chapter.answer(f"The gradient of the term is proportional to its weight, so both are equally long at a weight of about {equal:.1g}, by the "
+               f"ratio of the small run. The divergence falls by {abs(fallen):.1%} at most, however far beyond that the weight is. Adam "
+               "divides every step by the size of the gradient: a large weight only turns the direction of a step, and ten steps at this "
+               "rate do not go far.")
 
 # %% [markdown]
 # **2. Change an equation.** Leave out $\tau^2$: how does the gradient's length depend on $\tau$ with and without it? Then exchange real and
 # generated in equation 6. Is the gradient still at right angles to the logits? Why?
 
 # %% tags=["hide-cell"]
+lengths = {}
 for t in (0.5, 1.0, 2.0, 4.0, 8.0):
     syn = quiet.clone().requires_grad_()
     length = float(torch.autograd.grad(skd.skd_loss(loud, syn, t), syn)[0].norm())
+    lengths[t] = length
     print(f"tau {t:3.1f}: {length:.4f}, with tau^2 {t**2 * length:.4f}")
 syn = quiet.clone().requires_grad_()
 reverse = torch.autograd.grad(skd.skd_loss(syn, loud, 2.0), syn)[0]
 print("exchanged, at right angles to the logits:", zero((reverse * quiet).sum(dim=1)), sep="\n  ")
-print("With tau^2 the length hardly changes.\nAnd the angle does not come from the\ndivergence: whatever is computed from Z\n"
-      "is unchanged when the logits are scaled,\nso its derivative along them is zero.")
+chapter.answer(f"From tau 1 to 8 the length changes by a factor of {lengths[1.0] / lengths[8.0]:.0f}, and with tau^2 by one of "
+               f"{lengths[1.0] / (64 * lengths[8.0]):.2f}. And the angle does not come from the divergence: whatever is computed from Z is "
+               "unchanged when the logits are scaled, so its derivative along them is zero.")
 
 # %% [markdown]
 # **3. Bring your data.** The cap depends on the number of classes. Which $\tau$ gives your data the cap of 0.3507 that ten classes have at
@@ -675,18 +618,13 @@ def same_cap(num_classes):
     return math.sqrt(num_classes) / math.log(odds) if odds > 1 else math.nan      # no cap is below 1 / C
 
 
-def half(split):
-    chosen = split.labels < half_of_them
-    return torch.nn.functional.avg_pool2d(split.images[chosen].float(), 2).to(torch.uint8).cpu(), split.labels[chosen].cpu()
-
-
-half_of_them = max(real.num_classes // 2, 3)
-print("tau with the same cap:", *(f"{count} classes {same_cap(count):.2f}" for count in (3, half_of_them, 10, 100)),
+*arrays, kinds = chapter.half(real, least=3)                        # training images and labels, test images and labels; names of classes
+print("tau with the same cap:", *(f"{count} classes {same_cap(count):.2f}" for count in (3, len(kinds), 10, 100)),
       "2 classes: none" if math.isnan(same_cap(2)) else "", sep="\n  ")
-mine = data.ImageSet.from_arrays(*half(real.train), *half(real.test), classes=real.classes[:half_of_them], name="mine")
-small = replace(config, dataset="mine", gan_width=8, gan_steps=5, steps=5, tau=same_cap(half_of_them))
+mine = data.ImageSet.from_arrays(*arrays, classes=kinds, name="mine")
+small = replace(config, dataset="mine", gan_width=8, gan_steps=5, steps=5, tau=same_cap(len(kinds)))
 with contextlib.redirect_stdout(io.StringIO()):
     losses = [step.losses for step in skd.distill(mine.to(runs.pick_device()), small)]
 print(f"{len(losses)} updates with tau {small.tau:.2f}, the last:\n  L_SKD {losses[-1]['skd']:.3f}, ratio {losses[-1]['ratio']:.4f}")
-print("Two classes have no solution: of two\nprobabilities one is at least a half. And\nwith two classes Z is the same for every\n"
-      "image, up to its sign: do not standardize\nso few.")
+chapter.answer("Two classes have no solution: of two probabilities one is at least a half. And with two classes Z is the same for every "
+               "image, up to its sign: do not standardize so few.")

@@ -232,3 +232,10 @@ def test_half_of_a_dataset_has_half_the_classes_at_half_the_resolution():
     chosen = real.test.images[real.test.labels < 2]
     assert torch.equal(test_images[0, 0, 0, 0], chosen[0, 0, :2, :2].float().mean().byte())
     assert len(chapter.half(real, 3)[4]) == 3 and len(chapter.half(real, 99)[4]) == 4
+
+
+def test_an_answer_is_printed_in_short_lines_and_loses_no_word(capsys):
+    text = "Yes: " + "a word and another one, " * 9
+    chapter.answer(text)
+    printed = capsys.readouterr().out
+    assert printed.split() == text.split() and max(map(len, printed.splitlines())) <= 46

@@ -231,6 +231,8 @@ def test_each_protocol_has_its_own_column_and_no_row_of_another_comes_in():
     table, lines = beside_random(rows)
     assert lines == {"Random, 1": ["80.1±0.5", "-"], "SKD, 1": ["56.4±2.2", "76.4±2.2"]}
     assert "strict-cpu, strict-cpu-resampled" in table.caption and "5 networks of width 32" in table.caption
+    shorter = [each | {"protocol": each["protocol"] + " steps=100"} for each in rows]
+    assert beside_random(shorter, protocols={how: f"{name} steps=100" for how, name in FROZEN.items()})[1] == lines
     _, longer = beside_random(rows, protocols={"frozen": "strict"})
     assert longer == {"SKD, 1": ["70.0±2.2"]}
 
@@ -266,6 +268,7 @@ def test_the_paper_asked_for_is_printed_and_a_stand_in_is_named():
     table, lines = beside_random(rows, paper="SKD", protocols={"frozen": "strict-cpu"})
     assert lines == {"DiM, weight 0.0, 1": ["-", "56.4±2.2"], "SKD, 1": ["85.5±0.4", "56.4±2.2"], "SKD, weight 1.0, 1": ["-", "56.4±2.2"]}
     assert table.columns == ("method, IPC", "paper", "frozen") and len(table.footnotes) == 1
+    assert beside_random(rows, paper="GLD", protocols={"frozen": "strict-cpu"})[1]["SKD, 1"][0] == "-"
     table, lines = beside_random([generator(dataset="fashion_mini")], dataset="fashion_mini", paper="SKD")
     assert lines["SKD, 1"][0] == "85.5±0.4" and "tenth" in table.footnotes[0]
 
@@ -273,7 +276,7 @@ def test_the_paper_asked_for_is_printed_and_a_stand_in_is_named():
 def test_runs_that_trained_equally_long_are_said_to_be_so_far_apart():
     rows = [generator(), generator(method="DiM", accuracy_mean="56.0", accuracy_std="3.1"), generator(method="CGAN", accuracy_mean="90")]
     table, _ = beside_random(rows, alike=("DiM", "SKD"))
-    assert table.footnotes[0] == "DiM, SKD at IPC 1, frozen: all 2 lines within 0.40 points, largest deviation 3.1"
+    assert table.footnotes[0] == "IPC 1, frozen: DiM, SKD within 0.40 points, largest deviation 3.1"
     assert table.footnotes[1:] == ("numbers stored: a generator: 134,017",)
 
 
