@@ -2,9 +2,9 @@
 
 `knob()` has one drawing function and gives both: `.page()` computes every picture ahead and lets an HTML slider choose,
 `.live()` calls the function. `page()` is for what the browser can compute itself from data, and `ipc_explorer()`,
-`epsilon_explorer()`, `tau_explorer()` and `sweep_explorer()` are built on it. Every page widget is `<div class="ddlib-widget"
-id=UID>` with a labelled range input and an output; ids are given or derived from the content, so an unchanged notebook stays
-byte-identical. Needs matplotlib or ipywidgets only where a function uses them.
+`epsilon_explorer()`, `tau_explorer()`, `sweep_explorer()` and `poster_explorer()` are built on it. Every page widget is
+`<div class="ddlib-widget" id=UID>` with a labelled range input and an output; ids are given or derived from the content, so an
+unchanged notebook stays byte-identical. Needs matplotlib or ipywidgets only where a function uses them.
 """
 
 from __future__ import annotations
@@ -1094,6 +1094,383 @@ def _point(entry: Any) -> list[Any] | None:
     digits = (lambda value: f"{value:.1f}") if deviation is not None else (lambda value: f"{value:.3g}")
     text = digits(mean) + ("" if deviation is None else f" ± {digits(deviation)}")
     return [float(f"{mean:.5g}"), None if deviation is None else float(f"{deviation:.3g}"), text.replace("-", "−")]
+
+
+_POSTER_CSS = """
+.ddlib-widget .poster .sizes{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(23em,100%),1fr));gap:0 1.4em}
+.ddlib-widget .poster .sizes div{display:grid;grid-template-columns:8.2em minmax(0,1fr) 4.6em;gap:.5em;align-items:center}
+.ddlib-widget .poster .sizes input{min-width:0;width:100%;box-sizing:border-box;height:1.9em;margin:.1em 0;accent-color:#0969da}
+.ddlib-widget .poster .sizes input[type=number],.ddlib-widget .poster select{font:inherit;color:inherit;background:#fff;
+border:1px solid #8c959f;border-radius:4px;padding:.1em .3em}
+.ddlib-widget .poster select{max-width:100%}
+.ddlib-widget .poster .choose{display:flex;flex-wrap:wrap;gap:.3em 1.2em;margin:.4em 0}
+.ddlib-widget .poster .choose label{display:flex;flex-wrap:wrap;gap:.1em .5em;align-items:center;min-width:0}
+.ddlib-widget .poster select:focus-visible,.ddlib-widget .poster canvas:focus-visible,
+.ddlib-widget .poster summary:focus-visible{outline:2px solid #0969da;outline-offset:2px}
+.ddlib-widget .poster .note{margin:.2em 0;min-height:1.45em;color:#8b1a0e}
+.ddlib-widget .poster .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5em,1fr));gap:.4em .9em;margin:.3em 0 .6em}
+.ddlib-widget .poster .tiles div{font-variant-numeric:tabular-nums;line-height:1.25;color:#57606a;font-size:.9em}
+.ddlib-widget .poster .tiles b{display:block;color:#1f2328;font-size:1.25rem;font-weight:600;white-space:nowrap}
+.ddlib-widget .poster .views{display:flex;flex-wrap:wrap;gap:.6em 1.4em}
+.ddlib-widget .poster .maps{flex:1 1 24em;min-width:min(100%,18em)}
+.ddlib-widget .poster .patch{flex:1 1 17em;min-width:min(100%,15em);min-height:17em}
+.ddlib-widget .poster canvas{display:block;max-width:100%;margin:.1em 0 .5em}
+.ddlib-widget .poster .maps canvas{cursor:crosshair;touch-action:pan-y}
+.ddlib-widget .poster strong{font-weight:600;font-size:.9em}
+.ddlib-widget .poster .scale{display:inline-block;width:4.5em;height:.75em;margin:0 .35em;vertical-align:-.05em}
+.ddlib-widget .poster table{display:table;border-collapse:collapse;margin:.2em 0;width:100%;font-size:.88em}
+.ddlib-widget .poster th,.ddlib-widget .poster td{padding:.1em .5em .1em 0;border:0;background:#fff;color:#1f2328;text-align:right;
+font-variant-numeric:tabular-nums;vertical-align:bottom;line-height:1.25}
+.ddlib-widget .poster th:first-child{text-align:left}
+.ddlib-widget .poster tbody th{font-weight:400;overflow-wrap:anywhere;min-width:6.4em}
+.ddlib-widget .poster tr.first th,.ddlib-widget .poster tr.first td{font-weight:600}
+.ddlib-widget .poster thead th{font-weight:600;border-bottom:1px solid #d0d7de}
+.ddlib-widget .poster .said{color:#57606a;margin:.2em 0 .5em;font-size:.92em;overflow-wrap:anywhere}
+"""
+
+_POSTER_SCRIPT = r"""
+    const {classes, order, channels, pictures, most} = data, [high, wide] = data.patch;
+    const cellsX = order[0].length, cellsY = order.length, total = classes.length, root = body.closest(".ddlib-widget");
+    const knob = root.querySelector("input"), shown = root.querySelector("output"), note = body.querySelector(".note");
+    const [choice, overlay] = body.querySelectorAll("select"), tiles = Array.from(body.querySelectorAll(".tiles div"));
+    const [sheet, map, zoom] = body.querySelectorAll("canvas"), maps = body.querySelector(".maps"), rows = body.querySelector("tbody");
+    const art = document.createElement("canvas"), heat = document.createElement("canvas"), sprite = new Image();
+    const now = {width: wide, height: high, across: data.patches[0], down: data.patches[1]}, least = {width: wide, height: high};
+    const at = {column: now.across >> 1, row: now.down >> 1};
+    let lefts = [0], tops = [0], preferred = pictures.length ? 0 : -1, pixel = null;
+    const count = n => n.toLocaleString("en-US"), percent = share => (100 * share).toFixed(1) + "\u00a0%";
+    const plural = (n, one) => count(n) + " " + one + (n === 1 ? "" : "s");
+
+    // o_k = round(k (length - size) / (num - 1)), halves to even, in whole numbers so that a half is a half
+    function offsets(length, size, num) {
+      const steps = Math.max(num - 1, 1), found = [];
+      for (let k = 0; k < num; k++) {
+        const way = k * (length - size), whole = Math.floor(way / steps), twice = 2 * (way - whole * steps);
+        found.push(whole + (twice > steps || (twice === steps && whole % 2 === 1) ? 1 : 0));
+      }
+      return found;
+    }
+    const covered = (length, starts, size) => {
+      const found = new Array(length).fill(0);
+      for (const start of starts) for (let k = start; k < start + size; k++) found[k]++;
+      return found;
+    };
+    // the pixels of a window in each cell of a line that is stretched over the poster
+    const seen = (start, size, length, cells) => {
+      const found = new Array(cells).fill(0);
+      for (let k = start; k < start + size; k++) found[Math.floor(k * cells / length)]++;
+      return found;
+    };
+    function label(column, row) {
+      const across = seen(lefts[column], wide, now.width, cellsX), down = seen(tops[row], high, now.height, cellsY), found = [];
+      order.forEach((line, y) => line.forEach((name, x) => {
+        if (across[x] * down[y]) found.push({name, pixels: across[x] * down[y]});
+      }));
+      found.sort((one, two) => two.pixels - one.pixels || one.name - two.name);
+      const ties = found.filter(part => part.pixels === found[0].pixels).length;
+      for (const [place, part] of found.entries()) {
+        part.fixed = place < ties ? 1 / ties : 0;
+        part.learned = part.pixels / (wide * high);
+      }
+      return found;
+    }
+    const edge = (k, cells, length) => Math.ceil(k * length / cells);          // the first pixel of a cell
+
+    // ------------------------------------------------------------------------------------------------------ the knobs
+    const inputs = {};
+    for (const [name, text, low] of [["width", "poster width", wide], ["height", "poster height", high],
+      ["across", "patches across", 1], ["down", "patches down", 1]]) {
+      const row = document.createElement("div"), title = document.createElement("label");
+      const slider = document.createElement("input"), number = document.createElement("input");
+      title.textContent = text; title.htmlFor = number.id = root.id + "-" + name;
+      Object.assign(slider, {type: "range", min: low, max: most[name], step: 1, autocomplete: "off"});
+      Object.assign(number, {type: "number", min: low, max: most[name], step: 1, autocomplete: "off"});
+      slider.setAttribute("aria-label", text);
+      slider.addEventListener("input", () => set(name, +slider.value));
+      number.addEventListener("change", () => set(name, number.valueAsNumber));
+      row.append(title, slider, number); body.querySelector(".sizes").append(row);
+      inputs[name] = {slider, number, low, text};
+    }
+    function set(name, asked) {
+      const {low, text} = inputs[name];
+      const value = asked === asked ? Math.max(low, Math.min(most[name], Math.round(asked))) : now[name];
+      const why = asked !== asked ? "that is no number" : asked < low
+        ? (name === "width" ? "a poster cannot be narrower than a patch" : name === "height" ? "a poster cannot be lower than a patch"
+          : "there is at least one") : "more does not fit in here";
+      note.textContent = value === asked ? "" : text[0].toUpperCase() + text.slice(1) + " is set to " + value + ": " + why + ".";
+      now[name] = value;
+      if (name in least) free();
+      update();
+    }
+    const effective = () => now.width * now.height / (total * wide * high);
+    function free() {                                                          // the slider follows a size that it did not ask for
+      const size = effective(), near = values.map(value => Math.abs(value - size));
+      const index = near.indexOf(Math.min(...near));
+      knob.value = +knob.min + index * knob.step;
+      shown.textContent = "≈ " + size.toFixed(2);
+      knob.setAttribute("aria-valuetext", "about " + size.toFixed(2));
+    }
+    function ask(ipc) {
+      const size = {width: Math.floor(cellsX * wide * Math.sqrt(ipc) + 1e-9), height: Math.floor(cellsY * high * Math.sqrt(ipc) + 1e-9)};
+      const small = Object.keys(size).filter(name => size[name] < least[name]);
+      const fits = Math.ceil(1000 * Math.max(1 / cellsX ** 2, 1 / cellsY ** 2)) / 1000;
+      note.textContent = small.length ? ipc + " images per class would be a poster of " + size.width + " × " + size.height
+        + ", smaller than a patch: its " + small.join(" and ") + " is set to " + small.map(name => least[name]).join(" and ")
+        + ". From " + fits + " on it fits." : "";
+      for (const name in size) now[name] = Math.max(size[name], least[name]);
+    }
+
+    // ----------------------------------------------------------------------------------------------------- the pictures
+    const fits = picture => picture.width === now.width && picture.height === now.height;
+    function picture() {                                                       // the chosen one, or another of this size, or none
+      if (preferred < 0) return -1;
+      return fits(pictures[preferred]) ? preferred : pictures.findIndex(fits);
+    }
+    function paint() {
+      art.width = now.width; art.height = now.height;
+      const pen = art.getContext("2d"), index = picture();
+      choice.value = index;
+      if (index >= 0) { if (images[index].naturalWidth) pen.drawImage(images[index], 0, 0); return; }
+      order.forEach((line, y) => line.forEach((name, x) => {
+        const left = edge(x, cellsX, now.width), top = edge(y, cellsY, now.height);
+        const across = edge(x + 1, cellsX, now.width) - left, down = edge(y + 1, cellsY, now.height) - top;
+        if (!across || !down) return;
+        if (!data.sprite) { pen.fillStyle = `hsl(${name * 360 / total} 45% 62%)`; pen.fillRect(left, top, across, down); return; }
+        if (sprite.naturalWidth) pen.drawImage(sprite, 0, name * data.height, data.width, data.height, left, top, across, down);
+      }));
+    }
+    const ramp = share => [[222, 235, 247], [8, 48, 107]].reduce((low, up) => low.map((v, k) => Math.round(v + (up[k] - v) * share)));
+    function measure() {
+      lefts = offsets(now.width, wide, now.across); tops = offsets(now.height, high, now.down);
+      at.column = Math.min(at.column, now.across - 1); at.row = Math.min(at.row, now.down - 1);
+      const across = covered(now.width, lefts, wide), down = covered(now.height, tops, high);
+      const top = Math.max(...across) * Math.max(...down), low = Math.min(...across) * Math.min(...down);
+      heat.width = now.width; heat.height = now.height;
+      const pen = heat.getContext("2d"), field = pen.createImageData(now.width, now.height);
+      let bare = 0;
+      down.forEach((one, y) => across.forEach((two, x) => {
+        const n = one * two, colour = n ? ramp(top > 1 ? (n - 1) / (top - 1) : 0) : [139, 26, 14];
+        if (!n) bare++;
+        field.data.set([...colour, 255], 4 * (y * now.width + x));
+      }));
+      pen.putImageData(field, 0, 0);
+      return {across, down, top, low, bare};
+    }
+    function tile(index, big, small) {
+      const strong = document.createElement("b");
+      strong.textContent = big;
+      tiles[index].replaceChildren(strong, small);
+    }
+    const strides = [["across", "width", wide], ["down", "height", high]];
+    function numbers({low, top, bare}) {
+      const stored = now.width * now.height, amount = now.across * now.down;
+      const stride = strides.map(([num, side, size]) => now[num] > 1 ? (now[side] - size) / (now[num] - 1) : null);
+      const shared = stride.map((way, k) => way === null ? "–" : Math.round(100 * Math.max(0, 1 - way / strides[k][2])) + "\u00a0%");
+      tile(0, count(stored), "stored pixels, " + now.width + " × " + now.height
+        + (channels > 1 ? ", of " + channels + " channels: " + count(channels * stored) + " scalars" : ""));
+      tile(1, effective().toFixed(3), "images per class: these pixels over those of " + total + " images");
+      tile(2, count(amount), "patches, " + now.across + " × " + now.down + ": the training images");
+      tile(3, stride.map(way => way === null ? "–" : way.toFixed(2)).join(" / "), "stride across / down; neighbours share "
+        + shared.join(" / "));
+      tile(4, (amount * wide * high / stored).toFixed(1), "patches cover a pixel, on average; " + low + " to " + top);
+      const gaps = list => Array.from(new Set(list.slice(1).map((value, k) => value - list[k]))).sort((a, b) => a - b).join(" and ");
+      body.querySelector(".lefts").textContent = lefts.join(", ");
+      body.querySelector(".tops").textContent = tops.join(", ");
+      body.querySelector(".gaps").textContent = [lefts, tops].map(gaps).map(text => text || "none").join(" across, ") + " down";
+      const same = now.across - new Set(lefts).size, over = now.down - new Set(tops).size, remarks = [];
+      if (bare) remarks.push("No patch covers the red pixels, " + count(bare) + " of " + count(stored) + ": they are stored in vain.");
+      if (same || over) remarks.push("Some patches lie on one another: only "
+        + (now.across - same) + " × " + (now.down - over) + " are different.");
+      body.querySelector(".bare").textContent = remarks.join(" ");
+      body.querySelector(".key").textContent = top;
+    }
+    const ratio = () => Math.min(maps.clientWidth / now.width, 320 / now.height, 6);
+    function canvas(target, width, height) {
+      const sharp = window.devicePixelRatio || 1;
+      target.style.width = width + "px"; target.style.height = height + "px";
+      target.width = Math.round(width * sharp); target.height = Math.round(height * sharp);
+      const pen = target.getContext("2d");
+      pen.scale(target.width / width, target.height / height);
+      return pen;
+    }
+    function box(pen, left, top, across, down, colours, thick) {
+      for (const [colour, width] of [[colours[0], thick + 1.6], [colours[1], thick]]) {
+        pen.strokeStyle = colour; pen.lineWidth = width; pen.strokeRect(left, top, across, down);
+      }
+    }
+    function show() {
+      const scale = ratio(), width = Math.max(1, Math.round(now.width * scale)), height = Math.max(1, Math.round(now.height * scale));
+      const marked = overlay.value, amount = now.across * now.down;
+      for (const [target, source] of [[sheet, art], [map, heat]]) {
+        const pen = canvas(target, width, height);
+        pen.imageSmoothingEnabled = scale < 1;
+        pen.drawImage(source, 0, 0, width, height);
+        if (target === sheet) {
+          if (marked !== "patches" && marked !== "nothing") {
+            pen.font = "600 10px sans-serif"; pen.textAlign = "center"; pen.textBaseline = "middle"; pen.lineJoin = "round";
+            const room = width / cellsX - 2, named = classes.filter(name => pen.measureText(name).width < room).length > total / 2;
+            order.forEach((line, y) => line.forEach((name, x) => {
+              const left = edge(x, cellsX, now.width) * scale, right = edge(x + 1, cellsX, now.width) * scale;
+              const top = edge(y, cellsY, now.height) * scale, bottom = edge(y + 1, cellsY, now.height) * scale;
+              pen.strokeStyle = "#ffd33d"; pen.lineWidth = 1.2; pen.strokeRect(left, top, right - left, bottom - top);
+              if (!named || pen.measureText(classes[name]).width > right - left - 2 || bottom - top < 12) return;
+              pen.strokeStyle = "#1f2328"; pen.lineWidth = 3; pen.fillStyle = "#fff";
+              pen.strokeText(classes[name], (left + right) / 2, (top + bottom) / 2);
+              pen.fillText(classes[name], (left + right) / 2, (top + bottom) / 2);
+            }));
+          }
+          if (marked !== "classes" && marked !== "nothing") {
+            pen.globalAlpha = Math.max(0.12, Math.min(0.9, 24 / amount));
+            for (const left of lefts) for (const top of tops) {
+              pen.strokeStyle = "#58a6ff"; pen.lineWidth = 1; pen.strokeRect(left * scale, top * scale, wide * scale, high * scale);
+            }
+            pen.globalAlpha = 1;
+          }
+        }
+        box(pen, lefts[at.column] * scale + 1, tops[at.row] * scale + 1, wide * scale - 2, high * scale - 2, ["#fff", "#d1242f"], 2);
+      }
+      const grow = Math.min(112 / wide, 112 / high), pen = canvas(zoom, Math.round(wide * grow), Math.round(high * grow));
+      pen.imageSmoothingEnabled = false;
+      pen.drawImage(art, lefts[at.column], tops[at.row], wide, high, 0, 0, wide * grow, high * grow);
+      describe();
+    }
+    function describe() {
+      const left = lefts[at.column], top = tops[at.row], found = label(at.column, at.row);
+      const named = found.filter(part => part.fixed).map(part => classes[part.name]);
+      const place = "column " + (at.column + 1) + " of " + now.across + ", row " + (at.row + 1) + " of " + now.down;
+      body.querySelector(".which").textContent = "Patch number " + (at.column * now.down + at.row + 1) + ": " + place + "; pixels " + left
+        + " to " + (left + wide - 1) + " across, " + top + " to " + (top + high - 1) + " down";
+      const over = pixel && field.across[pixel.x] * field.down[pixel.y];
+      body.querySelector(".over").textContent = pixel && over >= 0 ? "The pixel " + pixel.x + ", " + pixel.y + " under the pointer is in "
+        + plural(over, "patch").replace("patchs", "patches") + ". " : "";
+      body.querySelector(".fixed").textContent = named.length > 1 ? "a tie of " + named.join(" and ") : named[0];
+      sheet.setAttribute("aria-label", "Poster of " + now.width + " × " + now.height + " pixels; arrow keys choose a patch. Chosen: "
+        + place + ", fixed label " + named.join(" and "));
+      map.setAttribute("aria-label", "How many patches cover each pixel: " + field.low + " to " + field.top);
+      zoom.setAttribute("aria-label", "The chosen patch, " + wide + " × " + high + " pixels");
+      rows.replaceChildren(...found.map(part => {
+        const row = document.createElement("tr"), head = document.createElement("th");
+        head.scope = "row"; head.textContent = classes[part.name]; row.append(head);
+        if (part.fixed) row.className = "first";
+        for (const text of [part.pixels, percent(part.fixed), percent(part.learned)]) {
+          const cell = document.createElement("td");
+          cell.textContent = text; row.append(cell);
+        }
+        return row;
+      }));
+    }
+
+    let field = measure();
+    function update() {
+      for (const name in inputs) for (const input of [inputs[name].slider, inputs[name].number]) input.value = now[name];
+      pixel = null; field = measure();
+      paint(); numbers(field); show();
+    }
+    // the patch whose middle is nearest
+    const nearest = (starts, size, place) => starts.reduce((best, start, k) =>
+      Math.abs(start + size / 2 - place) < Math.abs(starts[best] + size / 2 - place) ? k : best, 0);
+    function point(event) {
+      const frame = event.currentTarget.getBoundingClientRect();
+      const x = (event.clientX - frame.left) / frame.width * now.width, y = (event.clientY - frame.top) / frame.height * now.height;
+      if (x < 0 || y < 0 || x >= now.width || y >= now.height) return;
+      pixel = {x: Math.floor(x), y: Math.floor(y)};
+      at.column = nearest(lefts, wide, x); at.row = nearest(tops, high, y);
+      show();
+    }
+    for (const target of [sheet, map]) for (const name of ["pointerdown", "pointermove"]) target.addEventListener(name, point);
+    sheet.addEventListener("keydown", event => {
+      const [right, down] = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key] || [0, 0];
+      if (!right && !down) return;
+      event.preventDefault();
+      pixel = null;
+      at.column = Math.max(0, Math.min(now.across - 1, at.column + right)); at.row = Math.max(0, Math.min(now.down - 1, at.row + down));
+      show();
+    });
+    choice.addEventListener("change", () => {
+      preferred = +choice.value; note.textContent = "";
+      if (preferred >= 0) { now.width = pictures[preferred].width; now.height = pictures[preferred].height; free(); }
+      update();
+    });
+    overlay.addEventListener("change", show);
+    const images = pictures.map(given => {
+      const image = new Image();
+      image.onload = () => { paint(); show(); };
+      image.src = given.source;
+      return image;
+    });
+    if (data.sprite) { sprite.onload = () => { paint(); show(); }; sprite.src = data.sprite; }
+    whenResized(show);
+    return function (value) { ask(value); update(); };"""
+
+
+def poster_explorer(
+    order: Tensor, classes: Sequence[str], patch: int | tuple[int, int], *, examples: Tensor | None = None,
+    pictures: Mapping[str, Tensor | np.ndarray] | None = None, at: float = 0.5, patches: tuple[int, int] = (8, 4), caption: str = "",
+    uid: str | None = None, label: str = "images per class",
+) -> Widget:
+    """Size a poster and lay patches over it: what is stored, what overlaps, and the label of the patch under the pointer.
+
+    order: (g_y, g_x), the class of each cell; patch: its height and width, that of an image. The slider asks for images per
+    class, from 0.1 to 1.5, which set width and height (`poster.size_for`); both can be set freely, too, and the patches across
+    and down. The browser computes offsets, coverage, and the two labels of a patch as `poster.Layout`, `poster.fixed_labels`
+    and `poster.learned_labels` do: fixed, and learned before the first step. What is smaller than a patch is set to its size.
+    pictures: name to a poster (h, w) or (h, w, c), uint8 or float in [0, 1]; each is shown where the size is its own. Elsewhere
+    every cell shows its class of examples (C, c, h, w), uint8 or float, or a colour. at, patches: the first settings.
+    """
+    high, wide = (patch, patch) if isinstance(patch, int) else patch
+    names = [str(name) for name in classes]
+    grid = order.tolist() if order.ndim == 2 else []
+    if not grid or sorted(name for row in grid for name in row) != list(range(len(names))):
+        raise ValueError(f"order must be a grid (g_y, g_x) with each of the {len(names)} classes once, got shape {tuple(order.shape)}")
+    if min(high, wide) < 1:
+        raise ValueError(f"a patch needs at least 1 pixel a side, got {wide}x{high}")
+    if examples is not None and (examples.ndim != 4 or len(examples) != len(names) or examples.shape[1] not in (1, 3)):
+        raise ValueError(f"examples must be one image for each of the {len(names)} classes, (C, c, h, w) with c = 1 or 3, "
+                         f"got {tuple(examples.shape)}")
+    stored, channels = [], 1 if examples is None else examples.shape[1]
+    most = {"width": 2 * len(grid[0]) * wide, "height": 2 * len(grid) * high, "across": 64, "down": 64}
+    for name, given in (pictures or {}).items():
+        pixels = torch.as_tensor(given)
+        if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+            raise ValueError(f"a poster must be (h, w) or (h, w, c) with c = 1 or 3, {name!r} is {tuple(pixels.shape)}")
+        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+        height, width, channels = pixels.shape
+        if height < high or width < wide:
+            raise ValueError(f"the poster {name!r} of {width}x{height} is smaller than a patch of {wide}x{high}")
+        source, *size = _sprite(_uint8(pixels.movedim(2, 0))[None, None])
+        if size != [height, width]:
+            raise ValueError(f"the poster {name!r} of {width}x{height} does not fit into {SPRITE_LIMIT:,} characters: show a smaller one")
+        stored.append({"source": source, "width": width, "height": height})
+        most["width"], most["height"] = max(most["width"], width), max(most["height"], height)
+    if len(patches) != 2 or min(patches) < 1 or max(patches) > most["across"]:
+        raise ValueError(f"patches must be how many lie across and down, 1 to {most['across']} each, got {patches}")
+    sprite, tile_height, tile_width = ("", 0, 0) if examples is None else _sprite(_uint8(examples)[:, None])
+    options = f'<option value="-1">{"an image of each class" if sprite else "classes in colour"}</option>'
+    options += "".join(f'<option value="{place}">{escape(str(name))}</option>' for place, name in enumerate(pictures or {}))
+    columns = "".join(f'<th scope="col">{name}</th>' for name in ("class", "pixels", "fixed label", "learned, at first"))
+    body = (
+        '<div class="poster"><div class="sizes"></div><p class="note" role="status"></p><div class="choose">'
+        f'<label>Picture <select autocomplete="off">{options}</select></label><label>Drawn over it <select autocomplete="off">'
+        '<option value="both">patches and classes</option><option value="patches">patches</option>'
+        '<option value="classes">classes</option><option value="nothing">only the chosen patch</option></select></label></div>'
+        f'<div class="tiles" aria-live="polite">{"<div></div>" * 5}</div><div class="views"><div class="maps">'
+        '<strong>The poster: point at a patch, or use the arrow keys</strong><canvas tabindex="0" role="application"></canvas>'
+        '<strong>Patches over each pixel: 1<span class="scale" style="background:linear-gradient(to right,#deebf7,#08306b)"></span>'
+        '<span class="key"></span></strong><canvas role="img"></canvas><p class="said bare"></p></div>'
+        '<div class="patch" aria-live="polite"><strong>The chosen patch</strong><canvas role="img"></canvas>'
+        '<p class="said"><span class="over"></span><span class="which"></span>.</p>'
+        f'<div>Fixed label: <b class="fixed"></b></div><table><thead><tr>{columns}</tr></thead><tbody></tbody></table></div></div>'
+        '<details><summary>Where the patches begin</summary><div class="said"><div>Left edges: <span class="lefts"></span></div>'
+        '<div>Top edges: <span class="tops"></span></div><div>Gaps between neighbours: <span class="gaps"></span></div></div></details>'
+        + (f'<p class="said">{escape(caption)}</p>' if caption else "")
+        + "<noscript>The pictures and numbers need JavaScript.</noscript></div>"
+    )
+    budgets = [k / 20 for k in range(2, 31)]
+    return page(
+        uid, label=label, values=budgets, texts=[f"{value:.2f}" for value in budgets], start=at, script=_POSTER_SCRIPT, css=_POSTER_CSS,
+        body=body, data={"classes": names, "order": grid, "patch": [high, wide], "patches": list(patches), "channels": channels,
+                         "most": most, "pictures": stored, "sprite": sprite, "width": tile_width, "height": tile_height},
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 pytest.importorskip("matplotlib")
-from ddlib import plots, widgets
+from ddlib import plots, poster, widgets
 from ddlib.methods import ddpp, skd
 
 NASTY = 'a<b>"&\'</script><script>alert(1)</script>'
@@ -79,6 +79,17 @@ def swept(**changes):
     return widgets.sweep_explorer(**(arguments | changes))
 
 
+ORDER = torch.tensor([[2, 0, 5], [1, 4, 3]])                 # six classes, patches of 8 x 6 (high x wide)
+
+
+def posters(**changes):
+    rng = torch.Generator().manual_seed(0)
+    arguments = {"order": ORDER, "classes": list("abcdef"), "patch": (8, 6), "patches": (5, 3), "at": 1.0, "uid": "size",
+                 "examples": pictures(1, 6)[:, 0],
+                 "pictures": {"grey": torch.rand(12, 13, generator=rng), "colours": torch.rand(16, 18, 3, generator=rng)}}
+    return widgets.poster_explorer(**(arguments | changes))
+
+
 class Structure(HTMLParser):
     """Elements with their attributes; unbalanced tags are an error."""
 
@@ -109,6 +120,7 @@ WIDGETS = {
     "epsilon_explorer": lambda **o: pruning(**o),
     "tau_explorer": lambda **o: softening(**o),
     "sweep_explorer": lambda **o: swept(**o),
+    "poster_explorer": lambda **o: posters(**o),
 }
 
 
@@ -150,6 +162,7 @@ def test_labels_and_class_names_are_escaped():
         widgets.frames(draw, tau=[1, 2], label=NASTY, alt=lambda v: NASTY, text=lambda v: f"{NASTY}{v}").html,
         explorer(classes=[NASTY, "b", "c"], caption=NASTY, curves={NASTY: [(1, 50, 1)]}, label=NASTY).html,
         softening(classes=[NASTY, *"bcdef"], examples={NASTY: EXAMPLES["any"]}, label=NASTY).html,
+        posters(classes=[NASTY, *"bcdef"], pictures={NASTY: torch.rand(9, 9)}, label=NASTY, caption=NASTY).html,
     ):
         assert html.count("<script>") == html.count("</script>") == 1
         assert "alert(1)</script>" not in html and "<b>" not in html
@@ -548,8 +561,216 @@ def test_the_sweep_explorer_draws_its_heights_in_order_and_to_scale(show):
     assert {"0.00001", "100"} <= set(ticks)                      # round, and they hold the lowest and the highest
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"order": torch.arange(6)}, r"each of the 6 classes once, got shape \(6,\)"),
+    ({"order": ORDER % 5}, r"each of the 6 classes once, got shape \(2, 3\)"),
+    ({"patch": 0}, "at least 1 pixel a side, got 0x0"),
+    ({"examples": pictures(1, 5)[:, 0]}, r"one image for each of the 6 classes, .* got \(5, 1, 8, 8\)"),
+    ({"examples": torch.rand(6, 8, 8)}, r"c = 1 or 3, got \(6, 8, 8\)"),
+    ({"pictures": {"odd": torch.rand(3, 12, 13)}}, r"'odd' is \(3, 12, 13\)"),
+    ({"pictures": {"low": torch.rand(7, 60)}}, "'low' of 60x7 is smaller than a patch of 6x8"),
+    ({"pictures": {"noise": torch.rand(600, 600)}}, "'noise' of 600x600 does not fit into"),
+    ({"patches": (5, 0)}, r"1 to 64 each, got \(5, 0\)"), ({"patches": (65, 5)}, r"1 to 64 each, got \(65, 5\)"),
+    ({"at": 0.33}, "start=0.33 is not among"),
+])
+def test_wrong_arguments_of_a_poster_are_answered_in_one_sentence(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        posters(**changes)
+    assert "\n" not in str(error.value)
+
+
+def set_sizes(page, **sizes):
+    """Type into the fields width, height, across and down."""
+    for name, value in sizes.items():
+        page.locator(f"#size-{name}").fill(str(value))
+        page.locator(f"#size-{name}").press("Enter")
+
+
+WALK = """root => {                                            // the label of every patch, column by column, by the arrow keys
+    const canvas = root.querySelector("canvas"), found = [];
+    const press = (key, times = 1) => { for (; times; times--) canvas.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true})); };
+    const numbers = id => +root.ownerDocument.getElementById("size-" + id).value;
+    press("ArrowLeft", 99);
+    for (let column = 0; column < numbers("across"); column++, press("ArrowRight")) {
+        press("ArrowUp", 99);
+        for (let row = 0; row < numbers("down"); row++, press("ArrowDown"))
+            found.push([root.querySelector(".which").textContent, root.querySelector(".fixed").textContent,
+                Array.from(root.querySelectorAll("tbody tr"), line => Array.from(line.children, cell => cell.textContent))]);
+    }
+    return found;
+}"""
+
+
+# width, height, patches across and down of 6 x 8 pixels: by the slider, exactly one image per class, ties, halves, one patch, gaps
 @pytest.mark.browser
-@pytest.mark.parametrize("build", [explorer, swept])
+@pytest.mark.parametrize("sizes", [(18, 16, 3, 2), (18, 16, 5, 3), (13, 11, 4, 4), (19, 9, 7, 2), (6, 8, 1, 1), (15, 17, 1, 3),
+                                   (36, 32, 3, 2)])
+def test_the_poster_explorer_computes_what_the_library_does(show, sizes):
+    width, height, across, down = sizes
+    layout = poster.Layout(width, height, 6, 8, across, down)
+    page = show(posters())
+    set_sizes(page, width=width, height=height, across=across, down=down)
+    page.locator("#size summary").click()
+    assert [page.locator(f"#size .{side}").inner_text() for side in ("lefts", "tops")] == [
+        ", ".join(map(str, starts)) for starts in (layout.lefts, layout.tops)]
+    pixels, ipc, patches, stride, cover = page.locator("#size .tiles div").all_inner_texts()
+    assert pixels.split("\n")[0] == f"{width * height:,}" and f"{width} × {height}" in pixels
+    assert float(ipc.split("\n")[0]) == pytest.approx(width * height / (6 * 48), abs=5.1e-4)
+    assert patches.split("\n")[0] == str(len(layout))
+    strides = [(length - size) / (num - 1) if num > 1 else None for length, size, num in ((width, 6, across), (height, 8, down))]
+    assert stride.split("\n")[0] == " / ".join("–" if way is None else f"{way:.2f}" for way in strides)
+    counts = layout.coverage()
+    assert float(cover.split("\n")[0]) == pytest.approx(counts.float().mean().item(), abs=0.051)
+    assert f"{counts.min()} to {counts.max()}" in cover
+    bare = int((counts == 0).sum())
+    assert (f"{bare} of {width * height:,}: they are stored in vain" in page.locator("#size .bare").inner_text()) == (bare > 0)
+
+    fixed = poster.fixed_labels(layout, ORDER)                                                   # (N, C)
+    cells = poster.label_cells(layout, ORDER)
+    learned = poster.learned_labels(cells, poster.label_windows(layout, 3, 2))                   # (N, C)
+    walked = page.locator("#size").evaluate(WALK)
+    assert len(walked) == len(layout)
+    for index, ((top, left), (place, name, rows)) in enumerate(zip(layout.corners.tolist(), walked, strict=True)):
+        assert place.startswith(f"Patch number {index + 1}: column {index // down + 1} of {across}, row {index % down + 1} of {down}; ")
+        assert f"pixels {left} to {left + 5} across, {top} to {top + 7} down" in place
+        table = torch.zeros(6, 2)
+        for letter, count, *shares in rows:
+            table["abcdef".index(letter)] = torch.tensor([plain(share.replace("\u00a0%", "")) / 100 for share in shares])
+            assert int(count) == round(48 * learned[index, "abcdef".index(letter)].item()) > 0
+        torch.testing.assert_close(table[:, 0], fixed[index], rtol=0, atol=5.1e-4)
+        torch.testing.assert_close(table[:, 1], learned[index], rtol=0, atol=5.1e-4)
+        winners = ["abcdef"[k] for k in fixed[index].nonzero().flatten()]
+        assert name == (winners[0] if len(winners) == 1 else "a tie of " + " and ".join(winners))
+
+
+@pytest.mark.browser
+def test_the_poster_explorer_points_at_the_nearest_patch_and_counts_the_patches_over_a_pixel(show):
+    layout = poster.Layout(18, 16, 6, 8, 5, 3)
+    page, counts = show(posters()), layout.coverage()
+    for canvas in (page.locator("#size canvas").nth(0), page.locator("#size canvas").nth(1)):
+        canvas.scroll_into_view_if_needed()
+        frame = canvas.bounding_box()
+        for x, y in ((0, 0), (9, 7), (17, 15), (4, 12)):
+            page.mouse.move(frame["x"] + (x + 0.5) / 18 * frame["width"], frame["y"] + (y + 0.5) / 16 * frame["height"])
+            word = "patch" if counts[y, x] == 1 else "patches"
+            assert f"The pixel {x}, {y} under the pointer is in {counts[y, x]} {word}." in page.locator("#size .patch").inner_text()
+            column = min(range(5), key=lambda k: abs(layout.lefts[k] + 3 - x - 0.5))
+            row = min(range(3), key=lambda k: abs(layout.tops[k] + 4 - y - 0.5))
+            assert f"column {column + 1} of 5, row {row + 1} of 3" in page.locator("#size .which").inner_text()
+        canvas.evaluate("c => c.dispatchEvent(new PointerEvent('pointerdown', {clientX: c.getBoundingClientRect().left + 1, "
+                        "clientY: c.getBoundingClientRect().top + 1, pointerType: 'touch'}))")                  # a finger
+        assert "column 1 of 5, row 1 of 3" in page.locator("#size .which").inner_text()
+    page.locator("#size canvas").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert "column 2 of 5, row 1 of 3" in page.locator("#size .which").inner_text()
+    assert "under the pointer" not in page.locator("#size .patch").inner_text()
+    assert "column 2 of 5, row 1 of 3" in page.locator("#size canvas").first.get_attribute("aria-label")
+
+
+@pytest.mark.browser
+def test_the_coverage_map_has_the_colours_of_its_counts(show):
+    page = show(posters(patches=(5, 3)))
+    look = """c => { const pen = c.getContext("2d"); return Array.from({length: 16}, (_, y) => Array.from({length: 18}, (_, x) =>
+        Array.from(pen.getImageData((x + .5) * c.width / 18, (y + .5) * c.height / 16, 1, 1).data.slice(0, 3)))); }"""
+    for across, down in ((5, 3), (2, 2)):                                      # two columns leave a gap of 6 pixels
+        set_sizes(page, across=across, down=down)
+        counts = poster.Layout(18, 16, 6, 8, across, down).coverage()
+        page.locator("#size").evaluate(WALK)                                   # the chosen patch is now at the bottom right
+        seen = torch.tensor(page.locator("#size canvas").nth(1).evaluate(look))                          # (16, 18, 3)
+        free = torch.ones_like(counts, dtype=torch.bool)
+        free[7:, 11:] = False                                                  # its frame
+        low, high = torch.tensor([222.0, 235, 247]), torch.tensor([8.0, 48, 107])
+        share = (counts - 1).clamp_min(0)[:, :, None] / max(int(counts.max()) - 1, 1)
+        wanted = torch.where(counts[:, :, None] > 0, low + (high - low) * share, torch.tensor([139.0, 26, 14]))
+        assert (seen - wanted)[free].abs().max() <= 1
+    assert "stored in vain" in page.locator("#size .bare").inner_text()
+    set_sizes(page, across=64, down=64)
+    assert "only 13 × 9 are different" in page.locator("#size .bare").inner_text()
+
+
+@pytest.mark.browser
+def test_images_per_class_size_the_poster_as_the_library_does(show):
+    page = show(posters(order=torch.arange(10).view(2, 5), classes=list("abcdefghij"), patch=28, examples=None, pictures=None, at=0.5))
+    steps = page.locator("#size").evaluate("""root => [...Array(29).keys()].map(step => {
+        const knob = root.querySelector("input");
+        knob.value = +knob.min + step * knob.step;
+        knob.dispatchEvent(new Event("input"));
+        return [...["width", "height"].map(name => +document.getElementById("size-" + name).value),
+            root.querySelector(".note").textContent, root.querySelector("output").textContent];
+    })""")
+    for step, (width, height, note, text) in enumerate(steps):
+        ipc = (step + 2) / 20
+        assert text == f"{ipc:.2f}"
+        if ipc >= 0.25:
+            assert (width, height) == poster.size_for(ipc, 5, 2, 28, 28) and note == ""
+        else:
+            with pytest.raises(ValueError, match=r"choose ipc 0.25 or more"):
+                poster.size_for(ipc, 5, 2, 28, 28)
+            assert height == 28 and width == math.floor(140 * math.sqrt(ipc) + 1e-9)
+            assert "smaller than a patch: its height is set to 28. From 0.25 on it fits." in note
+
+
+@pytest.mark.browser
+def test_sizes_that_do_not_work_are_set_to_the_nearest_that_do_and_said(show):
+    page = show(posters())
+    note, field = page.locator("#size .note"), lambda name: page.locator(f"#size-{name}").input_value()
+    assert page.locator("#size > .knob output").inner_text() == "1.00" and note.inner_text() == ""
+    for name, typed, taken, said in (
+        ("width", 3, "6", "Poster width is set to 6: a poster cannot be narrower than a patch."),
+        ("height", -1, "8", "Poster height is set to 8: a poster cannot be lower than a patch."),
+        ("width", 1000, "36", "Poster width is set to 36: more does not fit in here."),
+        ("across", 0, "1", "Patches across is set to 1: there is at least one."),
+        ("down", 65, "64", "Patches down is set to 64: more does not fit in here."),
+        ("down", "", "64", "Patches down is set to 64: that is no number."),
+        ("height", 15, "15", ""),
+    ):
+        set_sizes(page, **{name: typed})
+        assert field(name) == taken and note.inner_text() == said
+    assert page.locator("#size .tiles b").first.inner_text() == "540"                            # 36 x 15
+    assert page.locator("#size > .knob output").inner_text() == "≈ 1.88"
+    assert page.locator("#size-knob").input_value() == "1.5"
+    page.get_by_label("poster width").first.press("Home")                                        # the slider of the width
+    assert field("width") == "6" and page.locator("#size > .knob output").inner_text() == "≈ 0.31"
+    page.locator("#size-knob").press("ArrowRight")
+    assert (field("width"), field("height")) == tuple(map(str, poster.size_for(0.35, 3, 2, 6, 8)))
+    assert page.locator("#size > .knob output").inner_text() == "0.35"
+
+
+@pytest.mark.browser
+def test_a_poster_is_shown_where_the_size_is_its_own_and_the_classes_elsewhere(show):
+    examples = torch.arange(6)[:, None, None, None].expand(-1, 1, 4, 4).to(torch.uint8) * 40
+    grey = torch.full((12, 13), 17, dtype=torch.uint8)
+    page = show(posters(examples=examples, pictures={"grey": grey}))
+    page.wait_for_function("document.querySelector('#size canvas').getContext('2d').getImageData(3, 3, 1, 1).data[3] > 0")
+    choice, overlay = page.locator("#size select").nth(0), page.locator("#size select").nth(1)
+    overlay.select_option("nothing")
+    page.locator("#size").evaluate(WALK)                                                         # the frame goes to the bottom right
+    dot = """(c, at) => c.getContext("2d").getImageData(at[0] * c.width, at[1] * c.height, 1, 1).data[0]"""
+    shown = lambda x, y: page.locator("#size canvas").first.evaluate(dot, [x, y])
+    assert choice.input_value() == "-1"                                                          # it has another size
+    assert [shown(x, 0.25) for x in (0.17, 0.5, 0.83)] == [40 * int(k) for k in ORDER[0]] and shown(0.17, 0.75) == 40 * ORDER[1, 0]
+    choice.select_option(label="grey")
+    assert [page.locator(f"#size-{name}").input_value() for name in ("width", "height")] == ["13", "12"]
+    assert shown(0.17, 0.25) == shown(0.4, 0.2) == 17
+    assert page.locator("#size > .knob output").inner_text() == "≈ 0.54"
+    set_sizes(page, width=14)
+    assert choice.input_value() == "-1" and shown(0.17, 0.25) == 80
+    set_sizes(page, width=13)
+    assert choice.input_value() == "0" and shown(0.17, 0.25) == 17
+    choice.select_option("-1")
+    assert shown(0.17, 0.25) == 80
+    set_sizes(page, width=14)
+    set_sizes(page, width=13)
+    assert choice.input_value() == "-1"                                                          # the classes were asked for
+    before = page.locator("#size canvas").first.evaluate("c => c.toDataURL()")
+    for what in ("both", "patches", "classes"):
+        overlay.select_option(what)
+        assert page.locator("#size canvas").first.evaluate("c => c.toDataURL()") != before
+    assert len(page.locator("#size canvas").nth(2).evaluate("c => c.toDataURL()")) > 100
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("build", [explorer, swept, posters])
 def test_no_widget_is_wider_than_a_phone(show, build):
     page = show(build(), width=390)
     page.add_style_tag(content="div.body {min-width: 360px; max-width: 800px}")  # the book's theme means its own
