@@ -461,8 +461,8 @@ picture
 # Three things stand in the larger tables.
 #
 # * **The printed level can be reached.** Under the published recipe, the CGANs of the presets *cpu-full* and *cpu-full-mnist* come,
-#   at IPC 1, within a point of the printed ones or above them: with a width of 32 where the papers have 196, and 12,000 steps where
-#   they have 150 epochs, five times as many.
+#   at IPC 1, within a point of the printed ones or above them: with a width of 32 where the papers have 196, and 12,000 steps of 64
+#   images where they have 150 epochs, which is about five times as many steps of twice as many images.
 # * **Most of it is freshness.** The same two generators, frozen at IPC 1, are in the range of one random image per class, and at
 #   IPC 10 the one of Fashion-MNIST is no further above ten than ten random images spread. Twenty points (Fashion-MNIST) and more
 #   than thirty (MNIST) lie between frozen and resampled at IPC 1.
