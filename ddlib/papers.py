@@ -444,7 +444,7 @@ def side_by_side(
     """Generators of one GAN beside Random, on ConvNet-3, with a column for each protocol, {title: name}; what nobody ran has no line.
 
     A line is an IPC, a method, a version of it and a width of the test network; of equal rows the latest counts. preset: rows of
-    this preset, or of it with the version's name behind ("cpu-full-no-standardization"), and Random at the width of those.
+    this preset, or of it with the version's name behind ("cpu-full-no-standardization"), and Random where those are.
     paper: whose printed numbers to show; none by default. names: {(method, variant): name of its lines}. alike: methods that
     trained equally long; a note says how far apart they are at each IPC, beside the largest deviation of one.
     """
@@ -454,10 +454,11 @@ def side_by_side(
         here = (row["dataset"], row["eval_arch"]) == (dataset, "convnet3") and key[0] in ipcs and key[1] in methods
         if here and row["protocol"] in protocols.values() and (key[1] in STORES_PLAIN_IMAGES or preset in (None, family(row))):
             found.setdefault(key, {})[row["protocol"]] = row
-    widths = {width for _, method, _, width in found if method not in STORES_PLAIN_IMAGES}
+    places = {(key[0], key[3]) for key in found if key[1] not in STORES_PLAIN_IMAGES}      # Random alone compares nothing
+    widths = {width for _, width in places}
     lines, stored, networks = [], {}, set()
     apart: dict[tuple[Any, str], dict[str, tuple[float, float]]] = {}
-    for key in sorted((key for key in found if key[3] in widths), key=lambda key: (key[0], methods.index(key[1]))):
+    for key in sorted((key for key in found if (key[0], key[3]) in places), key=lambda key: (key[0], methods.index(key[1]))):
         ipc, method, variant, width = key
         name = (names or {}).get((method, variant)) or ", ".join(filter(None, [method, variant]))
         line = [", ".join([name, str(ipc)] + [f"width {width or 'usual'}"] * (len(widths) > 1))]

@@ -239,8 +239,8 @@ def test_each_protocol_has_its_own_column_and_no_row_of_another_comes_in():
 
 def test_widths_of_test_networks_are_kept_apart():
     rows = [generator(), generator(variant="width 16", accuracy_mean="50"), generator(variant="", accuracy_mean="60"),
-            row(method="Random", ipc="1", protocol="strict-cpu", variant="width 64")]
-    table, lines = beside_random(rows, protocols={"frozen": "strict-cpu"})
+            row(method="Random", ipc="1", protocol="strict-cpu", variant="width 64"), row(method="Random", protocol="strict-cpu")]
+    table, lines = beside_random(rows, ipcs=[1, 10], protocols={"frozen": "strict-cpu"})
     assert lines == {"SKD, 1, width 32": ["56.4±2.2"], "SKD, 1, width 16": ["50.0±2.2"], "SKD, 1, width usual": ["60.0±2.2"]}
     assert "of width" not in table.caption
 
