@@ -501,7 +501,7 @@ for row in rows if results else []:
 # 7. *Evaluation.* The paper's tables follow DiM's code, which prints the best of
 #    five test accuracies of resampled training. We choose on validation images, read the test images once, and show frozen sets, too.
 # 8. *Size.* The paper's generator has 196 channels and its matching takes 100 epochs. The default run here has 16 channels and 40
-#    updates, at five times the rate of the preset, so that these updates go somewhere. Full presets are *not run* where the tables say so.
+#    updates, at five times the rate of the preset, so that these updates go somewhere. Full presets have a table only if they were run.
 #
 # What a run of this size can show: how large the terms are, what they pull towards, and that a sum and a mean are two different methods.
 # What it cannot show: which $\omega_l$ is best.

@@ -558,7 +558,7 @@ chapter.record(folder, rows, results, pictures={"generated": finished["SKD"].syn
 #    come frozen, too. Expected effect: tenths to points lower.
 # 8. *Size.* The paper's generator has 196 channels and 3.3 million weights and trains for tens of thousands of updates; the default
 #    run has 16 channels, 1,000 updates of the GAN at a rate twenty times the paper's, with averaged weights, and then 75. Full
-#    presets are *not run* where the tables say so.
+#    presets have a table only where somebody has run them.
 #
 # What a run of this size can show: what standardization does to answers and gradients, how small the term is beside the
 # GAN's, and that the control is needed. What it cannot show: that the paper's half a point is not there. Its networks train for
