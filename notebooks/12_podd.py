@@ -530,9 +530,9 @@ for row in measured:
 value = lambda row: f"{float(row['accuracy_mean']):.1f}" + (f"±{float(row['accuracy_std']):.1f}" if row["accuracy_std"] else "")
 for dataset in ("fashion_mini", "fashion_mnist", "cifar10"):
     (count, scalars), patch = papers.IMAGES[dataset], 32 if dataset == "cifar10" else 28
-    groups = {network: group for (at, network), group in kept.items() if at == dataset
-              and any(method in ("PoDD", "RaT-BPTT") for method, *_ in group)}
-    for network, group in groups.items() or [("", {})]:
+    every = {network: group for (at, network), group in kept.items() if at == dataset}
+    groups = {network: group for network, group in every.items() if any(method in ("PoDD", "RaT-BPTT") for method, *_ in group)}
+    for network, group in (groups or dict([max(every.items(), key=lambda item: len(item[1]), default=("", {}))])).items():
         series, lines = {}, []
         for method in ("Random", "DM", "RaT-BPTT"):
             row = group.get((method, "", 1.0))
@@ -555,7 +555,7 @@ for dataset in ("fashion_mini", "fashion_mnist", "cifar10"):
                                          log=False, title=f"{dataset}, networks of width {network or 'as usual'}", size=plots.HALF))
         columns = ("method, IPC", "pixels", "labels", "images", "test, %")
         display(papers.Table(columns, tuple(lines), (legend,), numeric=frozenset(columns[1:]),
-                             caption=f"{dataset}, test networks of width {network or '(not run)'}"))
+                             caption=f"{dataset}, test networks of width {network or 'as usual'}"))
 spread = lambda values: f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
 for (dataset, at, kind, named, _), group in trials.items():
     if len(group) > 1:
