@@ -490,13 +490,13 @@ def side_by_side(
     return Table(columns, tuple(lines), tuple(notes), f"{caption or dataset}, test accuracy in % ({who})", frozenset(columns[1:]))
 
 
-def larger_runs(rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, str]], about: Mapping[str, str],
+def larger_runs(of: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[Mapping[str, str]], about: Mapping[str, str],
                 **options: Any) -> list[Table]:
-    """`side_by_side` at IPC 1, 10 and 50 for every dataset and preset that has rows; one table for each of `columns` (protocols).
+    """`side_by_side` at IPC 1, 10 and 50 wherever method `of` was run, by dataset and preset; a table for each of `columns` (protocols).
 
     about: {preset: what to say of it above the table}, for the presets that may be shown.
     """
-    shown = {(row["dataset"], family(row)) for row in rows if row["method"] in options["methods"] and family(row) in about}
+    shown = {(row["dataset"], family(row)) for row in rows if row["method"] == of and family(row) in about}
     tables = [side_by_side(rows, dataset=dataset, preset=preset, ipcs=(1, 10, 50), protocols=protocols,
                            caption=f"{dataset}, preset {preset}: {about[preset]}", **options)
               for dataset, preset in sorted(shown, key=lambda each: ([*IMAGES].index(each[0]), each[1])) for protocols in columns]

@@ -445,8 +445,8 @@ about = {name: f"GAN of width {each.gan_width}, {each.gan_steps:,} steps" for na
 display(papers.side_by_side(rows, dataset=config.dataset, ipcs=few_ipcs, methods=("Random", "CGAN", "DiM"), paper="SKD", names=names,
                             protocols={"frozen": recipes[False].name, "resampled": recipes[True].name},
                             caption=f"this run, {config.dataset}"))
-for table in papers.larger_runs(evaluate.read_rows(), [own, {"recipe": "dim"}], about, methods=("Random", "CGAN", "DiM"), paper="SKD",
-                                names=names, alike=("DiM",)):
+for table in papers.larger_runs("CGAN", evaluate.read_rows(), [own, {"recipe": "dim"}], about, methods=("Random", "CGAN", "DiM"),
+                                paper="SKD", names=names, alike=("DiM",)):
     display(table)
 cifar = distilled.load(runs.ROOT / "book" / "results" / "generators" / "cgan-cifar10.safetensors").at(4)
 made_by = cifar.meta["config"]

@@ -477,7 +477,7 @@ papers.gains("GLD", {"over DiM": (("GLD", ""), ("DiM", "")), "DiM over CGAN": ((
 # %%
 stored = {"frozen": "strict-cpu", "resampled": "strict-cpu-resampled"}
 about = {name: f"GAN of width {each.gan_width}, {each.gan_steps:,} steps" for name, each in gld.PRESETS.items()}
-for table in papers.larger_runs(evaluate.read_rows(), [stored, {"recipe": "dim"}], about, methods=("Random", "CGAN", "DiM", "GLD"),
+for table in papers.larger_runs("GLD", evaluate.read_rows(), [stored, {"recipe": "dim"}], about, methods=("Random", "CGAN", "DiM", "GLD"),
                                 paper="GLD", names=called, alike=("DiM", "GLD")):
     display(table)
 chapter.record(folder, [row for row in rows if not row["variant"].endswith("more")], pictures={"generated": ours.syn.at(10).show()},

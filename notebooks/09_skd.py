@@ -532,13 +532,13 @@ papers.gains("SKD", {"over raw": (("SKD", ""), ("SKD", "no standardization")), "
 # bfloat16, see chapter 7.
 
 # %%
-stored = {"frozen": "strict-cpu", "resampled": "strict-cpu-resampled"}
-sizes = {name: f"GAN of width {each.gan_width}, {each.gan_steps:,} steps" for name, each in skd.PRESETS.items()}
-for table in papers.larger_runs(evaluate.read_rows(), [stored, {"recipe": "dim"}], sizes, methods=("Random", "CGAN", "DiM", "GLD", "SKD"),
-                                paper="SKD", names=called, alike=("DiM", "GLD", "SKD")):
-    display(table)
 chapter.record(folder, rows, results, pictures={"generated": finished["SKD"].syn.at(10).show()}, dataset=config.dataset,
                ipcs=[config.ipc], methods=["Random", "CGAN", "SKD"], protocol=recipes["frozen"].name)
+stored = {"frozen": "strict-cpu", "resampled": "strict-cpu-resampled"}
+sizes = {name: f"GAN of width {each.gan_width}, {each.gan_steps:,} steps" for name, each in skd.PRESETS.items()}
+for table in papers.larger_runs("SKD", evaluate.read_rows(), [stored, {"recipe": "dim"}], sizes,
+                                methods=("Random", "CGAN", "DiM", "GLD", "SKD"), paper="SKD", names=called, alike=("DiM", "GLD", "SKD")):
+    display(table)
 
 # %% [markdown]
 # **What differs from the paper, and what we expect of it**

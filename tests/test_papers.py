@@ -251,9 +251,11 @@ def test_a_preset_is_shown_alone_with_its_versions_and_random():
     _, lines = beside_random(rows, preset="cpu-full", names={("SKD", "no standardization"): "raw"}, protocols={"frozen": "strict-cpu"})
     assert lines == {"Random, 1": ["80.1±0.5"], "SKD, 1": ["56.4±2.2"], "raw, 1": ["56.3±2.2"]}
     assert not beside_random(rows, preset="gpu")[1], "Random alone compares nothing"
-    both = papers.larger_runs(rows, [FROZEN, {"recipe": "dim"}], {"cpu-full": "a GAN", "cpu-hour": "longer"}, methods=("Random", "SKD"))
+    about = {"cpu-full": "a GAN", "cpu-hour": "longer"}
+    both = papers.larger_runs("SKD", rows, [FROZEN, {"recipe": "dim"}], about, methods=("Random", "SKD"))
     assert [table.caption.split(",")[1] for table in both] == [" preset cpu-full: a GAN", " preset cpu-hour: longer"]
-    assert not papers.larger_runs(rows, [FROZEN], {}, methods=("Random", "SKD"))
+    assert not papers.larger_runs("SKD", rows, [FROZEN], {}, methods=("Random", "SKD"))
+    assert not papers.larger_runs("DiM", rows, [FROZEN], about, methods=("Random", "SKD"))
 
 
 def test_what_nobody_ran_has_no_line_and_the_latest_row_counts():
