@@ -209,6 +209,8 @@ class PixelSet(StoredSet):
             raise ValueError(f"images must be (N, c, h, w) with N >= 1 labels, got {tuple(images.shape)} and {tuple(labels.shape)}")
         if labels.shape[1:] != (len(classes),) if labels.ndim == 2 else not 0 <= labels.min() <= labels.max() < len(classes):
             raise ValueError(f"labels must be classes from 0 to {len(classes) - 1} or (N, {len(classes)}) probabilities")
+        if labels.ndim == 2 and labels.min() < 0:
+            raise ValueError(f"labels that are probabilities must be at least 0, got {labels.min().item():.3g}")
         self.images, self.labels, self.alpha = images, labels, alpha
         self.classes, self.preprocess, self.meta = tuple(classes), preprocess, dict(meta or {})
         self.shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -292,6 +294,7 @@ class PosterSet(StoredSet):
             raise ValueError(f"order must be a grid with each of the {len(classes)} classes once, got {order.tolist()}")
         if cells is not None and (cells.ndim != 3 or len(cells) != len(classes)):
             raise ValueError(f"cells must be ({len(classes)}, l_y, l_x), got {tuple(cells.shape)}")
+        poster.check_rule(rule)
         if rule == "code" and layout.cyclic:
             raise ValueError("the official code has no cyclic posters: use the rule 'paper'")
         self.picture, self.order, self.layout, self.cells, self.rule, self.alpha = picture, order.cpu(), layout, cells, rule, alpha
@@ -299,6 +302,10 @@ class PosterSet(StoredSet):
         self.shape = (len(picture), layout.patch_height, layout.patch_width)
         self.places = layout.index().to(picture.device)                                 # (N, p_h p_w)
         self.seen = self.labels_seen().to(picture)                                      # (N, C), or (N, l_y l_x) with cells
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self.seen = self.labels_seen().to(self.picture)          # fixed labels follow from the order, which is state
 
     def labels_seen(self, corners: Tensor | None = None) -> Tensor:
         """Fixed labels (N, C), or what learned ones are read with (N, l_y l_x), of the patches, or of patches at `corners` (N, 2)."""
@@ -345,7 +352,12 @@ class PosterSet(StoredSet):
     @property
     def budget(self) -> int:
         """Scalars of the poster and of learned labels (an order of C classes is C small whole numbers, and not counted)."""
-        return self.picture.numel() + (self.cells.numel() if self.cells is not None else 0)
+        return self.picture.numel() + self.label_scalars
+
+    @property
+    def label_scalars(self) -> int:
+        """The part of the budget that is learned labels."""
+        return self.cells.numel() if self.cells is not None else 0
 
     @property
     def ipc(self) -> float:

@@ -145,9 +145,11 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 )}
 PROTOCOLS |= {f"skd-{ipc}": replace(PROTOCOLS["dim"], name=f"skd-{ipc}", source=f"SKD: dim with its batch for {ipc} images per class",
                                     batch_size=batch) for ipc, batch in ((1, 32), (10, 64), (50, 128))}
-PROTOCOLS |= {f"podd-{name}": replace(PROTOCOLS["podd"], name=f"podd-{name}", source=f"podd with the code's batch of patches for {name}",
-                                      batch_size=batch, checkpoints=(*first, 300, 600, 1000, 2000))
-              for name, batch, first in (("cifar100", 50, ()), ("cub200", 200, ()), ("tiny-imagenet", 30, (100,)))}
+PROTOCOLS |= {f"podd-{name}": replace(PROTOCOLS["podd"], name=f"podd-{name}", batch_size=batch,
+                                      source=f"podd with the code's number of patches a step for {name}, which we take from permutations",
+                                      checkpoints=(*first, 300, 600, 1000, 2000), network=network)
+              for name, batch, first, network in (("cifar100", 50, (), "convnet3"), ("cub200", 200, (), "convnet3"),
+                                                  ("tiny-imagenet", 30, (100,), "convnet4"))}
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class Evaluation:
         """
         config = self.syn.meta.get("config", {})                   # a complete method, as the papers print it, has no variant
         return {
-            "dataset": self.real_name, "method": method, "ipc": f"{self.syn.ipc:g}",
+            "dataset": self.real_name, "method": method, "ipc": f"{self.syn.meta.get('nominal_ipc', self.syn.ipc):g}",
             "train_arch": train_arch or config.get("network") or config.get("pool", "").replace("_dim", "").replace(",", "+"),
             "eval_arch": self.protocol.network,
             "variant": labelled(variant, self.protocol),

@@ -194,9 +194,9 @@ def by_clip(names: Sequence[str]) -> Tensor:
 
 
 def by_colour(real: ImageSet, per_class: int = 500) -> Tensor:
-    """Class means of the pixels of up to `per_class` training images, in the space the networks see."""
+    """Class means of the pixels of up to `per_class` training images, before any preprocessing: whitening takes colour away."""
     some = _some_images(real, per_class)
-    return cosine_distances(_class_means(real.preprocess(some.images).flatten(1), some.labels, real.num_classes))
+    return cosine_distances(_class_means(some.images.flatten(1).float() / 255, some.labels, real.num_classes))
 
 
 def by_features(real: ImageSet, num: int = 4000, epochs: int = 2, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -42,8 +42,12 @@ def size_for(ipc: float, grid_x: int, grid_y: int, patch_width: int, patch_heigh
     width, height = (math.floor(cells * size * math.sqrt(ipc) + 1e-9) for cells, size in ((grid_x, patch_width), (grid_y, patch_height)))
     if width < patch_width or height < patch_height:
         least = max(1 / grid_x**2, 1 / grid_y**2)
+        room = ipc * grid_x * grid_y * patch_width * patch_height
+        clamped = max(width, patch_width), max(height, patch_height)
+        clamped = (min(clamped[0], int(room / clamped[1])), clamped[1])
+        other = f", or give the size {clamped[0]}x{clamped[1]}" if clamped[0] >= patch_width else ""
         raise ValueError(f"ipc {ipc:g} on a grid of {grid_x}x{grid_y} is a poster of {width}x{height}, smaller than a patch of "
-                         f"{patch_width}x{patch_height}: choose ipc {math.ceil(1000 * least) / 1000:g} or more, or a squarer grid")
+                         f"{patch_width}x{patch_height}: choose ipc {math.ceil(1000 * least) / 1000:g} or more{other}")
     return width, height
 
 
@@ -51,8 +55,8 @@ def size_for(ipc: float, grid_x: int, grid_y: int, patch_width: int, patch_heigh
 class Layout:
     """A poster of width x height pixels under n_x by n_y patches of patch_width x patch_height.
 
-    Patch number i n_y + j is the j-th from the top in column i. cyclic: the right edge goes on at the left one and the bottom
-    at the top, so that every pixel is covered alike (proposed by the paper, shown by nobody).
+    Patch number i n_y + j is the j-th from the top in column i. ValueError for a poster smaller than a patch. cyclic: the right
+    edge goes on at the left one and the bottom at the top, so that pixels are covered alike (proposed by the paper, shown by nobody).
     """
 
     width: int
@@ -77,10 +81,12 @@ class Layout:
 
     @property
     def lefts(self) -> list[int]:
+        """Where the columns of patches begin."""
         return self._line(self.width, self.patch_width, self.patches_x)
 
     @property
     def tops(self) -> list[int]:
+        """Where the rows of patches begin."""
         return self._line(self.height, self.patch_height, self.patches_y)
 
     def _line(self, length: int, size: int, num: int) -> list[int]:
@@ -117,8 +123,8 @@ class Layout:
         flat = patches.transpose(0, 1).flatten(1)                                                     # (c, N p_h p_w)
         index = self.index().flatten().to(patches.device)
         total = flat.new_zeros(len(flat), self.height * self.width).index_add_(1, index, flat)
-        count = index.bincount(minlength=self.height * self.width)
-        return (total / count.clamp_min(1)).view(-1, self.height, self.width), count.view(self.height, self.width)
+        count = self.coverage().to(patches.device)
+        return total.view(-1, self.height, self.width) / count.clamp_min(1), count
 
     def coverage(self) -> Tensor:
         """(h, w): how many patches cover each pixel."""
@@ -151,12 +157,21 @@ def _overlap(starts: Tensor, size: int, length: int, cells: int) -> Tensor:
     return (size - (starts[:, None] - tiles).abs()).clamp_min(0)
 
 
+def check_rule(rule: str, corners: Tensor | None = None) -> None:
+    """ValueError for a reading that nobody has, or patches off their places, which the code has not."""
+    if rule not in get_args(Rule):
+        raise ValueError(f"unknown rule {rule!r}; choose from {', '.join(get_args(Rule))}")
+    if rule == "code" and corners is not None:
+        raise ValueError("the official code cuts patches at their places only: use the rule 'paper'")
+
+
 def fixed_labels(layout: Layout, order: Tensor, rule: Rule = "paper", corners: Tensor | None = None) -> Tensor:
     """Labels (N, C) of patches on a poster whose classes lie as in `order` (g_y, g_x).
 
     paper: the class with the most pixels in the patch; several that have equally many share it. code: the softmax of the pixel
     counts under overlapping tiles, which is one-hot unless two counts are within a few pixels.
     """
+    check_rule(rule, corners)
     grid_y, grid_x = order.shape
     by_cell = layout.areas(grid_x, grid_y, corners) if rule == "paper" else layout.tile_areas(grid_x, grid_y)
     counts = torch.empty_like(by_cell)
@@ -170,8 +185,8 @@ def fixed_labels(layout: Layout, order: Tensor, rule: Rule = "paper", corners: T
 def label_cells(layout: Layout, order: Tensor, rule: Rule = "paper") -> Tensor:
     """Learned labels at first, (C, l_y, l_x): one-hot cells of the class grid `order` (g_y, g_x).
 
-    code: the largest grid of the poster's shape with fewer cells than classes, however well C itself would fit; classes whose
-    cells round to nothing are missing.
+    code: the largest grid of about the poster's shape with fewer cells than classes (C itself only where both sides come out
+    whole); classes whose cells round to nothing are missing.
     """
     grid_y, grid_x = order.shape
     num_classes = order.numel()
@@ -196,6 +211,7 @@ def _splits(length: int, parts: int) -> list[int]:
 def label_windows(layout: Layout, cells_x: int, cells_y: int, rule: Rule = "paper", corners: Tensor | None = None) -> Tensor:
     """(N, l_y l_x): how much each label cell counts in each patch. paper: the pixels it has there; code: 1 for the few cells that
     are cut out like the patch, a single one in every published setting."""
+    check_rule(rule, corners)
     if rule == "paper":
         return layout.areas(cells_x, cells_y, corners).float()
     across = _crops(cells_x, layout.width, layout.patch_width, layout.patches_x)                      # (n_x, l_x)

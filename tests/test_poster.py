@@ -139,8 +139,12 @@ def test_the_usual_grids_are_the_published_ones():
 
 
 def test_what_cannot_be_is_refused_with_what_would_work():
-    with pytest.raises(ValueError, match=r"smaller than a patch of 28x28: choose ipc 0\.25 or more"):
+    with pytest.raises(ValueError, match=r"smaller than a patch of 28x28: choose ipc 0\.25 or more, or give the size 56x28"):
         poster.size_for(0.2, 5, 2, 28, 28)
+    with pytest.raises(ValueError, match=r"choose ipc 1 or more, or give the size 98x28"):
+        poster.size_for(0.5, 7, 1, 28, 28)
+    with pytest.raises(ValueError, match=r"choose ipc 0\.25 or more$"):
+        poster.size_for(0.05, 5, 2, 28, 28)
     assert min(poster.size_for(0.25, 5, 2, 28, 28)) == 28
     with pytest.raises(ValueError, match="27x30 is smaller than its patches of 28x28: choose at least 28x30"):
         poster.Layout(27, 30, 28, 28, 2, 2)
@@ -221,15 +225,17 @@ def test_learned_labels_begin_as_mixtures_in_which_every_class_leads_somewhere(n
 def test_learned_labels_are_probabilities_even_where_all_was_clipped():
     """T-PODD-6."""
     layout = poster.Layout(23, 17, 6, 5, 5, 4)
-    cells = (torch.randn(6, 2, 3) - 1).clamp_min(0)
-    cells[:, 0, 0] = 0
-    cells.requires_grad_()
-    labels = poster.learned_labels(cells, poster.label_windows(layout, 3, 2))
-    assert (labels >= 0).all()
-    torch.testing.assert_close(labels.sum(dim=1), torch.ones(len(layout)))
-    assert torch.equal(labels[0], torch.full((6,), 1 / 6))       # the first patch lies in the empty cell
-    (gradient,) = torch.autograd.grad(labels.square().sum(), cells)
-    assert gradient.isfinite().all() and gradient.abs().sum() > 0
+    windows = poster.label_windows(layout, 3, 2)
+    cells = torch.rand(6, 2, 3)
+    cells[:, 0, 0] = 0                                           # the first patch lies in the empty cell
+    for given, uniform in ((cells, [0]), (torch.zeros(6, 2, 3), list(range(len(layout))))):
+        given = given.clone().requires_grad_()
+        labels = poster.learned_labels(given, windows)
+        assert (labels >= 0).all()
+        torch.testing.assert_close(labels.sum(dim=1), torch.ones(len(layout)))
+        assert torch.equal(labels[uniform], torch.full((len(uniform), 6), 1 / 6))
+        (gradient,) = torch.autograd.grad(labels.square().sum(), given)
+        assert gradient.isfinite().all() and (gradient.abs().sum() > 0) == (len(uniform) < len(layout))
 
 
 @pytest.mark.parametrize("name, shape, missing", [("cifar100", (10, 9), 10), ("cub200", (9, 21), 20), ("tiny_imagenet", (10, 19), 10)])
@@ -278,6 +284,7 @@ def test_the_budget_of_a_poster_counts_its_pixels_and_learned_labels():
     channels = REAL.shape[0]
     assert small().budget == channels * 28 * 24
     assert small(learn_labels=True).budget == channels * 28 * 24 + REAL.num_classes**2
+    assert small(learn_labels=True).label_scalars == REAL.num_classes**2 and small().label_scalars == 0
     assert small(learn_labels=True).ipc == small().ipc == 28 * 24 / (REAL.num_classes * 16 * 16)
 
 
@@ -299,17 +306,32 @@ def test_noise_has_images_of_about_unit_length_and_real_starts_show_training_ima
         assert (of_class - image).flatten(1).norm(dim=1).min() < 1e-5
 
 
-def test_the_picture_of_a_poster_undoes_the_preprocessing():
-    for kind in ("standardize", "zca_a"):
-        real = data.load("toy", preprocess=kind)
-        layout = poster.Layout(32, 32, 16, 16, 2, 2)
-        syn = distilled.PosterSet.start(real, torch.tensor([[2, 0], [3, 1]]), layout, stream(0, "test"), init="real")
-        inverse = real.preprocess.inverse(syn.all()[0]).clamp(0, 1)
-        torch.testing.assert_close(layout.extract(syn.poster_pixels(), layout.index()), inverse)
+@pytest.mark.parametrize("kind", ["standardize", "zca_a", "zca_b"])
+def test_the_picture_of_a_poster_is_the_mean_of_its_patches_brought_back_to_pixels(kind):
+    real = data.load("toy", preprocess=kind)
+    layout = poster.Layout(29, 26, 16, 16, 3, 3)
+    syn = distilled.PosterSet.start(real, torch.tensor([[2, 0], [3, 1]]), layout, stream(0, "test"), init="real")
+    total, count = torch.zeros(1, 26, 29), torch.zeros(26, 29)
+    for left in layout.lefts:
+        for top in layout.tops:
+            total[:, top:top + 16, left:left + 16] += real.preprocess.inverse(syn.picture[None, :, top:top + 16, left:left + 16])[0]
+            count[top:top + 16, left:left + 16] += 1
+    torch.testing.assert_close(syn.poster_pixels(), (total / count).clamp(0, 1), rtol=1e-3, atol=1e-4)
+    gap = distilled.PosterSet.start(real, torch.tensor([[2, 0], [3, 1]]), poster.Layout(40, 16, 16, 16, 2, 1), stream(0, "test"))
+    assert (gap.poster_pixels()[:, :, 18:22] == 0.5).all()       # no patch looks there
+
+
+def test_restoring_a_poster_restores_the_labels_that_its_order_gives():
+    one = small()
+    other = distilled.PosterSet.start(REAL, torch.tensor([[0, 1], [2, 3]]), one.layout, stream(1, "test"))
+    other.load_state_dict(one.state_dict())
+    for mine, its in zip(one.all(), other.all(), strict=True):
+        assert torch.equal(mine, its)
 
 
 def test_bad_posters_are_refused():
-    for change, words in (({"init": "photo"}, "choose from noise, real"), ({"rule": "code", "cyclic": True}, "no cyclic posters")):
+    for change, words in (({"init": "photo"}, "choose from noise, real"), ({"rule": "code", "cyclic": True}, "no cyclic posters"),
+                          ({"rule": "mine"}, "choose from paper, code")):
         with pytest.raises(ValueError, match=words):
             small(**change)
     with pytest.raises(ValueError, match="patches are the training images, 16x16"):
@@ -321,3 +343,5 @@ def test_bad_posters_are_refused():
     for picture, order, words in ((torch.zeros(1, 3, 3), good.order, "must be"), (good.picture, twice, "once")):
         with pytest.raises(ValueError, match=words):
             distilled.PosterSet(picture, order, good.layout, classes=REAL.classes, preprocess=REAL.preprocess)
+    with pytest.raises(ValueError, match="at their places only"):
+        poster.fixed_labels(good.layout, good.order, "code", good.layout.corners)

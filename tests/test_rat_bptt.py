@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,8 +58,19 @@ def test_without_truncation_it_is_backpropagation_through_all_of_training(start,
     torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-14)
 
 
+def test_a_window_as_long_as_training_leaves_nothing_out():
+    """T-RAT-1 of the method: no burn-in at any step, and the images of the plain graph."""
+    config = replace(TINY, window=4, max_inner=4, steps=3)
+    sets = []
+    for form in ("remat", "plain"):
+        steps = list(rat_bptt.distill(REAL, replace(config, unroll=form)))
+        assert all(step.losses["burn"] == 0 for step in steps)
+        sets.append(steps[-1].syn.images)
+    torch.testing.assert_close(*sets, rtol=1e-4, atol=1e-6)
+
+
 def test_steps_before_the_window_count_only_by_where_they_end(start):
-    """T-RAT-2: from the same end state, other burn-in images give the same gradient; and it is the gradient at that state."""
+    """T-RAT-2: the gradient is that of training from their end state on, which differences through the burn-in do not give."""
     net, theta, images, labels = start
     rule, batch = unroll.Adam(), of_step(images, labels)
     found = rat_bptt.meta_gradient(net, theta, (images,), batch, [real_batch()], burn=4, window=3, rule=rule, rate=0.01)[1][0]
@@ -89,7 +101,7 @@ def test_the_way_before_the_window_is_that_of_torchs_optimizer(start, inner):
     net, theta, images, labels = start
     config = replace(TINY, inner=inner)
     batch = of_step(images.detach(), labels)
-    found, _ = rat_bptt.burn_in(net, theta, batch, 7, config.rule(), 0.01)
+    found, _ = rat_bptt.burn_in(net, theta, batch, 7, config.inner_rule(), 0.01)
     usual = copy.deepcopy(net)
     kind = torch.optim.Adam if inner == "adam" else partial(torch.optim.SGD, momentum=0.9)
     optimizer = kind(usual.parameters(), lr=0.01)
@@ -184,6 +196,27 @@ def test_patches_that_tile_the_poster_are_rat_bptt_at_one_image_per_class():
     torch.testing.assert_close(on_tiles, found["pixels"][1], rtol=1e-4, atol=1e-8)
 
 
+def test_distilling_a_poster_of_tiles_is_distilling_its_tiles(monkeypatch):
+    """T-PODD-1 of both methods: from the same images, in the same order, they end with the same images."""
+    tiny = podd.PRESETS["tiny"]
+    config = replace(tiny, ipc=1.0, patches_x=2, patches_y=2, order="0,2,1,3", init_std=0.5, steps=3)       # patches run down the columns
+    rat = replace(TINY, **{name: getattr(config, name) for name in ("window", "max_inner", "real_batch", "steps", "init_std")})
+    start = config.start(REAL, stream(0, "rat-bptt"))
+    tiles = start.all()[0].detach().clone()
+    assert start.all()[1].argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+    def pixels(self, real, rng):
+        config.start(real, rng)                                  # the same random numbers afterwards
+        return distilled.PixelSet(tiles.clone(), torch.arange(4), classes=REAL.classes, preprocess=REAL.preprocess)
+
+    monkeypatch.setattr(rat_bptt.RaTConfig, "start", pixels)
+    monkeypatch.setattr(rat_bptt.RaTConfig, "choose", lambda self, syn, rng: torch.randperm(len(syn), generator=rng))
+    *_, on_poster = podd.distill(REAL, config)
+    *_, plain = rat_bptt.distill(REAL, rat)
+    torch.testing.assert_close(on_poster.syn.all()[0], plain.syn.images, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain.syn.images, tiles, rtol=1e-4, atol=1e-5)
+
+
 def test_poster_and_label_gradients_are_those_of_finite_differences():
     order, rng = torch.tensor([[2, 0], [3, 1]]), stream(0, "test")
     syn = distilled.PosterSet.start(REAL, order, poster.Layout(25, 22, 16, 16, 3, 2), rng, std=0.5, learn_labels=True)
@@ -242,16 +275,33 @@ def test_published_presets_have_the_published_posters():
     for name, size in sizes.items():
         assert (podd.PRESETS[f"{name}-ipc0.9"].poster_width, podd.PRESETS[f"{name}-ipc0.9"].poster_height) == size
         assert {f"{name}-ipc{ipc}" for ipc in (0.3, 0.5, 0.7, 1)} <= podd.PRESETS.keys()
+    for name, config in podd.PRESETS.items():                    # T-PODD-5: none exceeds its budget, each has the size that it asks for
+        if config.dataset in ("cifar10", "cifar100"):
+            fake = data.ImageSet.from_arrays(*(np.zeros((count, 32, 32, 3), np.uint8) if images else np.arange(count) % num
+                                               for num in [10 if config.dataset == "cifar10" else 100]
+                                               for count, images in ((1000, True), (1000, False), (100, True), (100, False))))
+            layout, grid_x, grid_y = config.layout(fake)
+            assert 0.97 * config.ipc <= layout.width * layout.height / (grid_x * grid_y * 32 * 32) <= config.ipc, name
+    for ipc in (0.3, 0.5, 1.0):
+        assert replace(podd.PRESETS["gpu"], ipc=ipc).poster_width == 0
+    assert podd.PRESETS["cifar10-ipc0.5"].learn_labels and not podd.PRESETS["cifar10-ipc0.9"].learn_labels
     assert {"tiny", "cpu", "gpu"} <= podd.PRESETS.keys() & rat_bptt.PRESETS.keys()
 
 
 @pytest.mark.parametrize("method, changes, words", [
     (podd, {"ipc": 0.1}, "choose ipc 0.25 or more"),
+    (podd, {"poster_width": 32, "poster_height": 32}, "takes 1.000 images per class and ipc is 0.5: set poster_width"),
+    (podd, {"poster_width": 18, "poster_height": 18}, "takes 0.316 images per class and ipc is 0.5"),
+    (podd, {"ipc": 0.0}, "give poster_width and poster_height"),
+    (podd, {"grid_x": 4}, "give grid_x and grid_y"),
+    (podd, {"order": "0,1,2,2"}, "each class from 0 to 3 once"),
+    (podd, {"distances": "foo"}, "choose from auto, text"),
+    (podd, {"unroll": "detached"}, "not backpropagation through time"),
     (podd, {"grid_x": 3, "grid_y": 1}, "choose from 4x1, 2x2, 1x4"),
     (podd, {"inner_patches": 7}, "at most 6"),
     (podd, {"label_rule": "code", "shift": 1}, "label_rule 'paper'"),
     (podd, {"poster_width": 30}, "or neither"),
-    (podd, {"poster_width": 10, "poster_height": 30}, "choose at least 16x30"),
+    (podd, {"poster_width": 10, "poster_height": 30, "ipc": 0.0}, "smaller|choose at least 16x30"),
     (rat_bptt, {"max_inner": 2}, "min_burn"),
     (rat_bptt, {"ipc": 0}, "PoDD's"),
     (rat_bptt, {"inner_classes": 5}, "at most 4"),
@@ -263,17 +313,42 @@ def test_bad_settings_are_refused_in_a_sentence(method, changes, words):
         next(method.distill(REAL, replace(method.PRESETS["tiny"], **changes)))
 
 
-@pytest.mark.parametrize("method", [rat_bptt, podd], ids=["rat_bptt", "podd"])
-def test_a_run_that_was_cut_ends_with_the_same_bits(tmp_path, method):
-    config = replace(method.PRESETS["tiny"], learn_labels=True, redraw="epoch")
+@pytest.mark.parametrize("method, changes", [
+    (rat_bptt, {"learn_labels": True, "redraw": "epoch"}), (rat_bptt, {}), (podd, {}), (podd, {"learn_labels": True, "shift": 2}),
+    (podd, {"inner_patches": 4, "cyclic": True})], ids=str)
+def test_a_run_that_was_cut_ends_with_the_same_bits(tmp_path, monkeypatch, method, changes):
+    config = replace(method.PRESETS["tiny"], clip=0.5, steps=6, **changes)                # a clip that bites
     whole = runs.run(method, config, tmp_path / "whole", real=REAL)
-    steps = method.distill(REAL, config)
-    for _ in range(2):
-        step = next(steps)
-    kept = copy.deepcopy({"index": step.index, **step.state()})
-    *_, last = method.distill(REAL, config, resume=kept)
-    for one, other in zip(whole.syn.sources, last.syn.sources, strict=True):
+    clock = iter(range(0, 10**6, 100))                           # every look at the clock is 100 s later: stop after each step
+    for _ in range(8):
+        with monkeypatch.context() as patch:
+            patch.setattr(runs.time, "monotonic", lambda: float(next(clock)))
+            parts = runs.run(method, config, tmp_path / "parts", real=REAL, minutes=4)
+        if parts.syn is not None:
+            break
+    assert (tmp_path / "parts" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    for one, other in zip(whole.syn.sources, parts.syn.sources, strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_state_of_a_run_includes_the_clip():
+    config = replace(TINY, clip=0.1, steps=3)
+    steps = rat_bptt.distill(REAL, config)
+    kept = copy.deepcopy(next(steps).state() | {"index": 1})
+    *_, last = steps
+    *_, again = rat_bptt.distill(REAL, config, resume=kept)
+    *_, forgot = rat_bptt.distill(REAL, config, resume=kept | {"clip": {"running": 0.0}})
+    assert torch.equal(last.syn.images, again.syn.images) and not torch.equal(last.syn.images, forgot.syn.images)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", [{}, {"learn_labels": True, "shift": 2}, {"cyclic": True}], ids=str)
+def test_a_poster_is_distilled_on_a_gpu(tmp_path, changes):
+    config = replace(podd.PRESETS["tiny"], **changes)
+    on = runs.run(podd, config, tmp_path / "gpu", real=REAL.to("cuda")).syn
+    off = runs.run(podd, config, tmp_path / "cpu", real=REAL).syn
+    for one, other in zip(on.sources, off.sources, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-2, atol=1e-3)
 
 
 def test_a_set_that_explodes_stops_the_run():
@@ -291,6 +366,7 @@ def test_other_methods_optimise_a_poster_of_the_asked_size(tmp_path, monkeypatch
     syn = last.syn
     assert isinstance(syn, distilled.PosterSet) and syn.layout == poster.Layout(26, 24, 16, 16, 4, 3) and len(syn) == 12
     first = distilled.PosterSet.from_text(REAL, config.poster, stream(0, method.NAME.lower() if method is dm else "mtt"))
+    assert config.variant == "poster 26x24/4x3"
     assert torch.equal(first.order, syn.order) and not torch.equal(first.picture, syn.picture)
     assert syn.layout.coverage().min() >= 1 and (syn.picture != first.picture).all()                  # every pixel was reached
 

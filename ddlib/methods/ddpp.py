@@ -46,9 +46,9 @@ class DDPPConfig(mtt.MTTConfig):
     @property
     def variant(self) -> str:
         """What its rows say; nothing for the paper's threshold in the reading as printed."""
-        if self.sign_rule == "off":
-            return "off"
-        return "" if (self.sign_rule, self.epsilon) == ("signed", 0.1) else f"{self.sign_rule}, epsilon {self.epsilon:g}"
+        usual = (self.sign_rule, self.epsilon) == ("signed", 0.1)
+        rule = "off" if self.sign_rule == "off" else "" if usual else f"{self.sign_rule}, epsilon {self.epsilon:g}"
+        return ", ".join(filter(None, [rule, super().variant]))
 
 
 def keep_mask(student: Tensor, target: Tensor, epsilon: float, sign_rule: SignRule = "signed") -> Tensor:

@@ -35,7 +35,7 @@ class DMConfig:
 
     dataset: str = "cifar10"
     ipc: int = 10                       # images per class
-    poster: str = ""                    # "98x39/8x4": a poster of this size under 8x4 patches in place of images (ours; see PoDD)
+    poster: str = ""                    # "98x39/8x4": in place of ipc images a poster of this size under 8x4 patches (ours; see PoDD)
     network: str = "convnet3"
     width: int = 128
     steps: int = 20_000                 # outer updates, a new random network for each
@@ -52,6 +52,11 @@ class DMConfig:
             raise ValueError(f"network {self.network!r} does not go with DM, whose networks normalise each image by itself; "
                              f"choose from {', '.join(FIT_FOR_DM)}")
         augment.parse(self.augment)
+
+    @property
+    def variant(self) -> str:
+        """What its rows say; nothing for the paper's images."""
+        return f"poster {self.poster}" if self.poster else ""
 
 
 PRESETS = {
@@ -121,12 +126,14 @@ def distill(real: ImageSet, config: DMConfig, resume: Mapping[str, Any] | None =
     optimizer = torch.optim.SGD(syn.param_groups(config.pixel_lr), momentum=config.momentum)
     strategy = augment.strategy_for(real, config.augment)
     state = State(syn=syn, optimizer=optimizer, rng=rng)
-    for index in range(state.restore(resume) + 1, config.steps + 1):
+    done = state.restore(resume)
+    labels = syn.all()[1].detach()                                                      # (N, C)
+    members = [labels[:, label].nonzero().flatten() for label in range(real.num_classes)]
+    for index in range(done + 1, config.steps + 1):
         net_seed = int(torch.randint(2**31, (), generator=rng))
         net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=net_seed)
         net = net.to(syn.device).requires_grad_(False)
-        images, labels = syn.all()
-        members = [labels[:, label].nonzero().flatten() for label in range(real.num_classes)]
+        images, _ = syn.all()
         real_images, syn_images = draw_pairs(real, [images.index_select(0, each) for each in members], config.real_batch, strategy, rng)
         syn_means = class_means(net.embed(syn_images), labels, members)                 # (C, F)
         loss = matching_loss(embed_real(net, real_images, real.num_classes), syn_means[:, None])

@@ -41,7 +41,7 @@ class MTTConfig(experts.Buffered):
     expert_epochs: int = 2               # K, epochs by which the expert is ahead
     max_start: int = 20                  # I+: the student starts at an epoch below this
     syn_batch: int = 0                   # images in a student's step; 0: the whole set
-    poster: str = ""                     # "98x39/8x4": a poster of this size under 8x4 patches in place of images (ours; see PoDD)
+    poster: str = ""                     # "98x39/8x4": in place of ipc images a poster of this size under 8x4 patches (ours; see PoDD)
     steps: int = 5000                    # outer updates
     pixel_lr: float = 100.0
     alpha: float = 1e-3                  # the student's step size at first; it is learned
@@ -70,6 +70,11 @@ class MTTConfig(experts.Buffered):
         if self.unroll not in get_args(unroll.Form):
             raise ValueError(f"unknown unroll {self.unroll!r}; choose from {', '.join(get_args(unroll.Form))}")
         augment.parse(self.augment)
+
+    @property
+    def variant(self) -> str:
+        """What its rows say; nothing for the paper's images."""
+        return f"poster {self.poster}" if self.poster else ""
 
 
 def matching_loss(student: Tensor, target: Tensor, start: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddlib import augment, models, unroll
 from ddlib.data import ImageSet
-from ddlib.distilled import PixelSet, StoredSet
+from ddlib.distilled import PixelSet, StoredSet, from_real
 from ddlib.methods import State, Step, check_finite, dm, main, versions
 from ddlib.methods.cgan import real_batches
 from ddlib.runs import stream
@@ -79,6 +79,8 @@ class UnrolledConfig:
         for name, choices in (("redraw", Redraw), ("inner", Inner), ("init", Init), ("unroll", unroll.Form)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(get_args(choices))}")
+        if self.unroll == "detached":
+            raise ValueError("unroll 'detached' is another gradient, not backpropagation through time: choose remat, compiled or plain")
         if self.network not in dm.FIT_FOR_DM:
             raise ValueError(f"network {self.network!r} cannot be unrolled, because batch norm would change it at every call; "
                              f"choose from {', '.join(dm.FIT_FOR_DM)}")
@@ -96,7 +98,7 @@ class UnrolledConfig:
         """The batches of so many inner steps."""
         return plan(syn, self.choose, steps, strategy, rng)
 
-    def rule(self) -> Rule:
+    def inner_rule(self) -> Rule:
         """The inner optimizer."""
         return Adam() if self.inner == "adam" else SGD(self.inner_momentum)
 
@@ -119,16 +121,17 @@ class RaTConfig(UnrolledConfig):
 
     @property
     def variant(self) -> str:
-        """What its rows say; nothing for the version of the paper."""
-        return versions(self, redraw="step", inner="adam", init="noise")
+        """What its rows say; nothing for the version of the paper with fixed labels."""
+        found = versions(self, redraw="step", inner="adam", init="noise")
+        return ", ".join(filter(None, ["learned labels" if self.learn_labels else "", found]))
 
     def start(self, real: ImageSet, rng: torch.Generator) -> PixelSet:
         if self.inner_classes > real.num_classes:
             raise ValueError(f"inner_classes must be at most {real.num_classes}, the classes of {real.name}, got {self.inner_classes}")
         if self.init == "noise":
             return PixelSet.from_noise(real, self.ipc, rng, self.init_std, self.learn_labels)
-        syn = PixelSet.from_real(real, self.ipc, rng)
-        syn.meta["started_from"] = syn.meta.pop("indices")
+        syn = from_real(real, self.ipc, "", rng)
+        assert isinstance(syn, PixelSet)
         if self.learn_labels:
             syn.labels = torch.nn.functional.one_hot(syn.labels, real.num_classes).float()
         return syn
@@ -224,11 +227,12 @@ def distill(real: ImageSet, config: UnrolledConfig, resume: Mapping[str, Any] | 
         net = models.build(config.network, shape=real.shape, num_classes=real.num_classes, width=config.width, seed=net_seed).to(syn.device)
         batch = config.plan(syn, burn + config.window, strategy, rng)
         images, labels = next(batches)
-        seen = [(augment.augment(real.preprocess(some), strategy, rng), of)
-                for some, of in zip(images.split(CHUNK), labels.split(CHUNK), strict=True)]
+        images = augment.augment(real.preprocess(images), strategy, rng)
+        seen = list(zip(images.split(CHUNK), labels.split(CHUNK), strict=True))
         loss, gradients = meta_gradient(net, models.flatten(net), syn.sources, batch, seen, burn=burn, window=config.window,
-                                        rule=config.rule(), rate=config.inner_lr, form=config.unroll)
-        losses = check_finite(index, real=loss, gradient=gradients[0].norm())
+                                        rule=config.inner_rule(), rate=config.inner_lr, form=config.unroll)
+        norms = {name: gradient.norm() for name, gradient in zip(("gradient", "label_gradient"), gradients, strict=False)}
+        losses = check_finite(index, real=loss, **norms)
         for source, gradient in zip(syn.sources, [clip(gradients[0]), *gradients[1:]], strict=True):
             source.grad = gradient
         optimizer.step()
