@@ -21,7 +21,7 @@ import statistics
 from dataclasses import replace
 
 import torch
-from IPython.display import display
+from IPython.display import Image, display
 from torch.nn import functional as F
 
 from ddlib import chapter, data, distilled, evaluate, gan, methods, models, papers, plots, runs, select, train, widgets
@@ -453,9 +453,9 @@ made_by = cifar.meta["config"]
 print(f"CIFAR-10, preset cpu-cifar10:\n  GAN of width {made_by['gan_width']}, {made_by['steps']:,} steps\n " + "\n ".join(
     " ".join(cifar.classes[first:first + 5]) for first in (0, 5)))
 shown = (cifar.sample(torch.arange(10).repeat(4), runs.stream(seed, "cifar")) + 1) / 2           # four rows of ten classes
-picture = plots.image_grid(shown, caption="")
-picture.set_dpi(50)                                                  # about a dot for each pixel
-picture
+jpeg = io.BytesIO()                                                  # a third of the bytes of a PNG
+plots.image_grid(shown, caption="").savefig(jpeg, format="jpeg", dpi=60, pil_kwargs={"quality": 80})
+Image(data=jpeg.getvalue(), format="jpeg")
 
 # %% [markdown]
 # Three things stand in the larger tables.
@@ -555,4 +555,4 @@ small = cgan.CGANConfig(dataset="mine", gan_width=8, batch_size=32, steps=500, l
 *_, step = cgan.distill(mine, small)
 print(f"{step.syn.budget:,} scalars buy {step.syn.budget / (len(names) * math.prod(mine.shape)):.0f} images per class\n"
       f"of {'x'.join(map(str, mine.shape))}, of {len(mine.train) // len(names)} there are")
-step.syn.at(8).show()
+step.syn.at(3).show()
