@@ -13,7 +13,7 @@
 # That idea is as old as dataset distillation, and it failed at first: the way is long, the gradient at its beginning is wild, and all
 # steps have to be remembered. RaT-BPTT is the same idea with three repairs. It differentiates the *last* steps only (a **window**), it
 # stops the training at a **random** length, and it **clips** gradients that are out of proportion. Chapter 12 puts a poster in place of
-# the images, and changes nothing else.
+# the images.
 
 # %%
 import weakref
@@ -61,7 +61,7 @@ chapter.setting_table(config, ("dataset", "ipc", "network", "width", "window", "
 # $$
 #
 # Where it ends depends on $x$: write $\theta_T(x)$. The *outer* level asks for the pixels after which the **real loss** $L$ is least,
-# whatever the start:
+# on average over starts (and over the augmentation $\mathcal A_\omega$, drawn anew with $\omega_j$ in every step):
 #
 # $$
 # \min_x\ \mathbb E_{\theta_0}\,L(x),\qquad L(x)=\mathcal L\big(\theta_T(x);\mathcal T\big).
@@ -124,7 +124,7 @@ chapter.setting_table(config, ("dataset", "ipc", "network", "width", "window", "
 # | $T_{max}$ | `max_inner` | the longest training, $r+M$ at most |
 # | $\alpha$ | `inner_lr` | rate of the inner Adam |
 # | $\eta_x$ | `pixel_lr` | rate of the outer Adam |
-# | 2 | `clip` | how often its running length a gradient may be long |
+# | 2 | `clip` | a gradient may be so many times as long as its running length $s$ |
 # | | `real_batch` | real images in a real loss |
 # | | `steps` | outer steps, that is updates of $x$ |
 # | | `init` | what the images are at first |
@@ -140,10 +140,9 @@ chapter.setting_table(config, ("dataset", "ipc", "network", "width", "window", "
 # | step $j$'s term, $-\bar g_j=\alpha\,a_{j+1}$ | −0.125 | −0.25 | −0.5 | |
 #
 # From left to right, each step halves the distance to $x$. From right to left, each adjoint is half of the next, because
-# $a_j=(1-\alpha)\,a_{j+1}$. The sum of the terms is $\mathrm dL/\mathrm dx=-0.875$. A window $M=1$ sees $-0.5$ of it, $M=2$ sees $-0.75$.
-# This training **forgets**: what a pixel did in an early step has been corrected by later ones, and little is lost without those
-# terms. With $\alpha=2.5$ the factor $1-\alpha$ is $-1.5$: adjoints grow on the way back and change their sign every time. This
-# training **explodes**, and the first steps decide everything:
+# $a_j=(1-\alpha)\,a_{j+1}$. The sum of the terms is $\mathrm dL/\mathrm dx=-0.875$. A window $M=1$ sees $-0.5$, four sevenths of it; $M=2$ sees $-0.75$, six sevenths.
+# This training **forgets**: what a pixel did in an early step has been corrected by later ones, and a window of two loses little. With $\alpha=2.5$ the factor $1-\alpha$ is $-1.5$: adjoints grow on the way back and change their sign every time. This
+# training **explodes**, and a window of two has even the wrong sign:
 
 # %% tags=["nbval-check-output"]
 def scalar_loss(x, alpha):
@@ -253,9 +252,9 @@ for name, rate in rates.items():
 # %% [markdown]
 # Below, the real loss around these images (with Adam); for every point the training is run anew. Above, only the pixel moves; dashed, the
 # tangent that we found by going backwards. Below, all pixels move together along the gradient. The curve of one pixel is a staircase, and
-# its tangent is right only where we stand: a small change switches some ReLU on or off, and all later steps go another way. For all
-# pixels together the steps average out, and there is a slope that lasts. Distillation lives on this slope; and on the left one sees why
-# its steps must not be long.
+# its tangent is right only where we stand: a small change may switch a ReLU on or off, and all later steps go another way. For all
+# pixels together the steps average out, and there is a slope that lasts for a while: below 0, where distillation goes, it is used up
+# soon. One sees why steps must not be long.
 
 # %%
 def real_loss_at(direction, by):
@@ -315,21 +314,20 @@ print("two outer steps by hand = two of the library:", bool(difference < 0.05 * 
 # **What the window sees.** A training of forty steps on the ten photographs, for four networks. The figure leaves out the first ten
 # steps, whose terms come next. Above: the cosine between the gradient that a window $M$ sees and that of all thirty steps, 1 if they
 # point the same way. Below: its length, as a share. Mean and one standard deviation over the networks. The last step alone sees a small
-# part, which points elsewhere; with more steps both numbers rise, slowly, and differently for every network. So the truncated gradient is
-# **not** an approximation of the whole one, as it was in the pencil example. It is the gradient of another question: what should the
+# part, which points elsewhere; with more steps both numbers rise, slowly, and differently for every network (to 1 at thirty, which is
+# what they are compared with). So, unlike in the pencil example, the truncated gradient is **no** approximation of a much longer one. It is the gradient of another question: what should the
 # images be for the *last* $M$ steps of a training that came this far by itself? As $r$ is drawn anew each time, every part of a training
 # gets its turn to be the last.
 #
 # **Where gradients explode.** The next figure follows the adjoint back from the end, for four rates of the inner Adam: how long $a_j$ is,
-# as a multiple of $a_T$. As long as $\alpha$ is small, the adjoint stays about as long as it was; with larger ones it grows on the way
-# back.
+# as a multiple of $a_T$. (Mean of two networks.) Over most of the way back the adjoint stays within a factor of four of its length.
 #
 # On the last points it shoots up: there is the beginning of the training, and **Adam's first step** is special. At it, $m_1/\gamma_1=g_0$
 # and $\sqrt{v_1/\gamma_2}=|g_0|$, so whatever its gradient, a parameter moves by $\alpha$, up or down: the step is
 # $\alpha\,g_0/(|g_0|+\epsilon)$. As a function of $g_0$ this is flat, with a cliff at 0. Parameters whose first gradients happen to be
-# nearly 0 stand on the cliff, and a few among thousands make a gradient that is many times as long as the others and says little about
-# the images. (The printed lines: SGD's first steps count more than later ones, too, because an untrained network has the most to learn,
-# but they have no cliff.) This is a good reason not to go back to the beginning. With $r=0$ RaT-BPTT does go there; then the clip has to
+# nearly 0 stand on the cliff, and a few among thousands may make a gradient that is many times as long as the others and says little
+# about the images. (A zero that the two averages keep for a while has a similar effect; the printed lines do not tell them apart.) (The printed lines: SGD's first steps count more than later ones, too, because an untrained network has the most to learn,
+# but they have no cliff.) This is one reason not to go back to the beginning. With $r=0$ RaT-BPTT does go there; then the clip has to
 # help.
 
 # %%
@@ -383,9 +381,9 @@ for name, adam in (("Adam", True), ("SGD", False)):
     print(f"{name}, first step's term / median of the others: {', '.join(f'{ratio:.1f}' for ratio in ratios)}")
 
 # %% [markdown]
-# **What it costs.** We count the bytes of all tensors that are alive while a window is differentiated, at their most. Counted bytes are
-# the same on every machine. The recorded window (`plain`) keeps all activations of all $M$ steps. The rematerialised one keeps a point
-# and Adam's memory per step, three times $P$ numbers, and the activations of one step only: hardly more for a long window than for a
+# **What it costs.** We count the bytes of all tensors that are alive while a window is differentiated, at their most. Counted bytes do
+# not depend on the machine. The recorded window (`plain`) keeps all activations of all $M$ steps. The rematerialised one keeps a point
+# and Adam's memory per step, three times $P$ numbers for $P$ parameters, and the activations of one step only: little more for a long window than for a
 # short one. Its price is time, because every step is computed twice. The table below has the same for a poster with 96 patches, as
 # seconds and as growth of a process (made by `python tests/bench/poster.py`).
 
@@ -493,7 +491,8 @@ papers.Table(("method", "scalars", "accuracy"), tuple(lines), numeric=frozenset(
 
 # %% [markdown]
 # **Why the length is random.** Two more runs have everything in common with the first but $r$, which stays the same: every training ends
-# at step $M$ in one of them, at step $T_{max}$ in the other. All three have made the same number of outer steps. Now fresh networks train
+# at step $M$ in one of them, at step $T_{max}$ in the other. All three have made the same number of outer steps, fewer than the whole run, and each was
+# run once: the bands are spreads of the networks that are tested. Now fresh networks train
 # with the inner Adam, and we look at their accuracy on validation images on the way, long before and long after the lengths that the
 # images were made for. There are two things to look for. Images that can rely on the number of steps may do what pays at that step and
 # nowhere else: a curve that is good at its own length (dashed) and falls behind later. And if *every* training is long, a network has
@@ -605,8 +604,8 @@ papers.Table(("method", "this run"), tuple((row["method"], f"{row['accuracy_mean
 #
 # 1. *Size.* The authors' settings for CIFAR-10 are $M=60$, $T_{max}=200$, networks of width 128, 5,000 real images per outer step and a
 #    rate $\alpha=0.001$ (presets `cifar10-ipc1`, `cifar10-ipc10`). The CPU preset has a tenth of the steps, a larger $\alpha$ so that
-#    they get anywhere, and width 16. Its images are made for trainings that are over after twenty steps; expect them to be good at
-#    once, and less good than the authors' after a long training.
+#    they get anywhere, and width 16. Its images are made for trainings that are over after twenty steps; the figure above says from
+#    where on they are better than photographs.
 # 2. *How often $r$ is drawn.* The text says at random; the code draws it once per pass over the real images, that is every ten
 #    outer steps on CIFAR-10. We draw it for every outer step, so that neighbouring steps differ (`redraw="epoch"` is the code's way).
 # 3. *Learned labels* (off at IPC 1 on CIFAR-10) are kept at 0 or more and divided by their sum: probabilities, as PoDD keeps them.
@@ -619,8 +618,9 @@ papers.Table(("method", "this run"), tuple((row["method"], f"{row['accuracy_mean
 #    chapter.
 # 8. *Adam's root* has no derivative where $v=0$: taken as 0, as in the library that the authors use.
 #
-# What a run of this size can show: that the direct question can be answered on a laptop, that the gradient is exact, what the window
-# leaves out and what it costs. What it cannot show: the margins of the paper, which come with thousands of steps on a GPU.
+# What a run of this size can show: that the direct question can be asked on a laptop, that the gradient of a window is exact, what the window
+# leaves out and what it costs. What it cannot show: the margins of the paper, which come with thousands
+# of steps on a GPU. In this chapter's few steps, ten images beat ten photographs, and stay behind those of chapters 3 to 6.
 #
 # ## Exercises
 # Solutions are folded below each question.
@@ -642,7 +642,7 @@ print("the same gradient:", bool((asked - left).norm() < 1e-9 * left.norm()))
 assert (asked - left).norm() < 1e-9 * left.norm()
 chapter.answer("Only the last term is left, with g-bar = -alpha times the gradient a of the real loss at the end. So the pixels go up "
                "the inner product of g, the gradient of the synthetic loss, with a, the gradient of the real loss (one step later). "
-               "This is gradient matching: make a step on synthetic images point where a step on real ones would. Each further step of "
+               "A relative of gradient matching: make a step on synthetic images point where a step on real ones would. Each further step of "
                "the window adds what no gradient matching sees: how this step changes the later ones.")
 
 # %% [markdown]
@@ -663,7 +663,7 @@ def length_of_gradient(number, carried):
 ratios = [length_of_gradient(number, carried=False) / length_of_gradient(number, carried=True) for number in numbers]
 print("length, empty memory / carried:", ", ".join(f"{ratio:.1f}" for ratio in ratios))
 chapter.answer("It is longer, and by how much depends on luck. The window now begins with a first step of Adam: every parameter moves by "
-               "alpha in the direction of its sign, and those whose gradient is nearly 0 stand on the cliff. A carried memory has "
+               "alpha against the sign of its gradient, and those whose gradient is nearly 0 stand on the cliff. A carried memory has "
                "seen ten gradients, so v is not that of a single one.")
 
 # %% [markdown]
