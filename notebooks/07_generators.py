@@ -332,12 +332,12 @@ widgets.ipc_explorer(shown, real.classes, curves, notes=notes, start=10, uid="ge
                              f"{repeats} for each number")
 
 # %% [markdown]
-# Slide from 1 to 50 and watch three things. *Frozen* climbs with IPC like any set of images. *Resampled* is nearly flat: at IPC 1 a
-# network sees a thousand different images already, and what it draws from is the same generator at every IPC. So freshness is worth
-# most where IPC is smallest. (Not because no image comes twice: *frozen* at IPC 50, five hundred images over and over, is as good as
-# *resampled* at IPC 1. What counts is how many different images there are.) And *Random*, plain real images, starts low and ends highest; about where it costs as much storage as
-# the generator, at six images per class, it has caught up. The pictures say why: this small generator has few ideas. The tenth
-# generated coat tells a network little that the first did not; the tenth real coat does.
+# Slide from 1 to 50 and watch three things. *Frozen* climbs with IPC like any set of images. *Resampled* is nearly flat: at IPC 1 a network
+# sees a thousand different images already, and what it draws from is the same generator at every IPC. So freshness is worth most where IPC
+# is smallest. (Not because no image comes twice: *frozen* at IPC 50, five hundred images over and over, is as good as *resampled* at IPC 1.
+# What counts is how many different images there are.) And *Random*, plain real images, starts low and ends highest; about where it costs as
+# much storage as the generator, at six images per class, it has caught up. The pictures say why: this small generator has few ideas. The
+# tenth generated coat tells a network little that the first did not; the tenth real coat does.
 
 # %% tags=["live"]
 # Live (needs a kernel): another draw of the same generator; nothing is stored for it.
@@ -420,16 +420,16 @@ papers.Table(("CGAN", *(f"IPC {ipc}" for ipc in few_ipcs)), tuple((title, *map(g
 # than the 60,000 that Fashion-MNIST has for training. Such a number says how good a *source of images* is. It does not say how much
 # can be learned from one image per class.
 #
-# For a budget, look at the last line of the first table: six real images of each class, no more storage than this generator, and
-# no training at all, are at least as good as this generator resampled. (The next section has larger and better generators. They cost as much as 17
-# images per class: look there at Random on either side of that number.) And DiM differs from its twin without the term, *longer*, by less than two networks
-# of one line do from each other: nothing here speaks for the term, and nothing against it.
+# For a budget, look at the last line of the first table: six real images of each class, no more storage than this generator, and no
+# training at all, are at least as good as this generator resampled. (The next section has larger and better generators. They cost as much
+# as 17 images per class: look there at Random on either side of that number.) And DiM differs from its twin without the term, *longer*, by
+# less than two networks of one line do from each other: nothing here speaks for the term, and nothing against it.
 #
 # ## The paper and us
-# The numbers of CGAN and DiM in the column *paper* are those that the paper of chapter 9 prints, and they are **resampled**, by the
-# recipe of DiM's code: 1,000 epochs with fresh images. Where we have run that recipe, it has a table of its own, column *recipe*.
-# (The book's name for this protocol is `dim`; it is neither DiM's term nor the method, and CGAN and Random are tested by it, too.)
-# *Frozen* and *resampled* are the book's own protocols of 200 steps (100 in this run), and only *frozen* is about as many images as IPC says.
+# The numbers of CGAN and DiM in the column *paper* are those that the paper of chapter 9 prints, and they are **resampled**, by the recipe
+# of DiM's code: 1,000 epochs with fresh images. Where we have run that recipe, it has a table of its own, column *recipe*. (The book's name
+# for this protocol is `dim`; it is neither DiM's term nor the method, and CGAN and Random are tested by it, too.) *Frozen* and *resampled*
+# are the book's own protocols of 200 steps (100 in this run), and only *frozen* is about as many images as IPC says.
 #
 # The first table is this run. The others come from `book/results/measured.csv`, one for each GAN; what nobody ran has no line. In the
 # rows of that file, minutes are those of a run's own updates and of its test networks; the minutes of the GAN are in the row of CGAN
@@ -461,10 +461,10 @@ Image(data=jpeg.getvalue(), format="jpeg")
 # %% [markdown]
 # Three things stand in the larger tables.
 #
-# * **The printed level of CGAN can be reached** at IPC 1, the only one that was tried. Under the published recipe, the CGANs of the presets *cpu-full* and *cpu-full-mnist* come
-#   within a point of the printed ones or above them: with a width of 32 where the papers have 196, and 12,000 steps of 64
-#   images where they have 150 epochs, which is about five times as many steps of twice as many images. DiM's printed number on
-#   Fashion-MNIST is not reached, see below.
+# * **The printed level of CGAN can be reached** at IPC 1, the only one that was tried. Under the published recipe, the CGANs of the presets
+#   *cpu-full* and *cpu-full-mnist* come within a point of the printed ones or above them: with a width of 32 where the papers have 196, and
+#   12,000 steps of 64 images where they have 150 epochs, which is about five times as many steps of twice as many images. DiM's printed
+#   number on Fashion-MNIST is not reached, see below.
 # * **Most of it is the number of different images.** The same two generators, frozen, are in the range of as many random images at
 #   IPC 1 and at IPC 10. Twenty points (Fashion-MNIST) and more
 #   than thirty (MNIST) lie between frozen and resampled at IPC 1.

@@ -297,12 +297,12 @@ def first_steps(scale, rate=0.01, steps=24):
 widgets.frames(first_steps, label=f"{example}'s images times", uid="scale", scale=[0.5, 1, 2, 4, 8], start=1, dpi=110)
 
 # %% [markdown]
-# The curves of the three networks with instance norm stay where they are. AlexNet's loss does not leave its start, $\ln10=2.3$ (chance),
-# as long as the values are small. Twice as large, they begin to be learned. Four times as large, its loss falls more steeply than any other,
-# from the twelfth step or so, until it leaps out of the picture and comes back to 2.3: what had been learned is gone. Eight times, the
-# leap comes sooner. **For a network without a norm, the scale of the images acts like a learning rate**: too small and nothing happens,
-# too large and training comes apart. The protocol has one rate for all, so the size of a set's values has a say in how AlexNet
-# fares, whatever the pictures show.
+# The curves of the three networks with instance norm stay where they are. AlexNet's loss does not leave its start, $\ln10=2.3$ (chance), as
+# long as the values are small. Twice as large, they begin to be learned. Four times as large, its loss falls more steeply than any other,
+# from the twelfth step or so, until it leaps out of the picture and comes back to 2.3: what had been learned is gone. Eight times, the leap
+# comes sooner. **For a network without a norm, the scale of the images acts like a learning rate**: too small and nothing happens, too
+# large and training comes apart. The protocol has one rate for all, so the size of a set's values has a say in how AlexNet fares, whatever
+# the pictures show.
 #
 # MTT's images times 4 are about as large as DM's as they are, whose loss leaps, too (not shown). Why does AlexNet learn from DM's in
 # the next section all the same? It leaps there after some twenty steps. But the rate falls to zero like a cosine, and a network that
@@ -576,12 +576,12 @@ display(*(table for name in ("fashion_mini", "fashion_mnist") for base in ("stri
 
 # %% [markdown]
 # The larger runs of `fashion_mini` hint at the order of the printed tables, no more. Stored pixels lose 9 to 12 points ($\rho$ 0.6 to
-# 0.7), decoded images 7 to 8 ($\rho$ 0.8), and generators that draw anew 6 to 8 ($\rho$ 0.8 to 0.9). But DM's 9 leaves AlexNet out, and
-# on ResNet-18 and VGG11 alone KFS loses as much as DM. Asked once (frozen), DiM, GLD and SKD keep no more of their advantage than stored
-# pixels: what they keep beyond that is freshness. Nobody gains by leaving ConvNet-3, and
-# random photographs lose 4 points as well: so much is the doing of the networks. KFS and ESP keep their whole advantage on AlexNet and
-# VGG11, and lose more than half of it on ResNet-18. (The cells of DiM, GLD and SKD are so alike because all three
-# began with one GAN.) And what the small run said of resampled generators on AlexNet was about the number of steps: with 200 instead of 100 they are 17 points ahead of photographs.
+# 0.7), decoded images 7 to 8 ($\rho$ 0.8), and generators that draw anew 6 to 8 ($\rho$ 0.8 to 0.9). But DM's 9 leaves AlexNet out, and on
+# ResNet-18 and VGG11 alone KFS loses as much as DM. Asked once (frozen), DiM, GLD and SKD keep no more of their advantage than stored
+# pixels: what they keep beyond that is freshness. Nobody gains by leaving ConvNet-3, and random photographs lose 4 points as well: so
+# much is the doing of the networks. KFS and ESP keep their whole advantage on AlexNet and VGG11, and lose more than half of it on
+# ResNet-18. (The cells of DiM, GLD and SKD are so alike because all three began with one GAN.) And what the small run said of resampled
+# generators on AlexNet was about the number of steps: with 200 instead of 100 they are 17 points ahead of photographs.
 #
 # **What differs from the papers, and what we expect of it**
 #
