@@ -162,6 +162,13 @@ def test_learned_labels_stay_probabilities_and_count_as_budget():
     assert step.syn.budget == step.syn.images.numel() + 16
 
 
+def test_noise_begins_with_images_of_unit_length_or_the_asked_deviation():
+    unit, wide = (replace(TINY, ipc=3, init_std=std).start(REAL, stream(0, "test")) for std in (0.0, 0.5))
+    torch.testing.assert_close(unit.images.flatten(1).norm(dim=1), torch.ones(12))
+    assert wide.images.std().item() == pytest.approx(0.5, rel=0.05)
+    assert unit.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
 def test_inner_batches_hold_the_asked_classes_and_images():
     config = replace(TINY, ipc=5, inner_per_class=2, inner_classes=3)
     syn = config.start(REAL, stream(0, "test"))
