@@ -72,11 +72,15 @@ def test_a_window_as_long_as_training_leaves_nothing_out():
 def test_steps_before_the_window_count_only_by_where_they_end(start):
     """T-RAT-2: the gradient is that of training from their end state on, which differences through the burn-in do not give."""
     net, theta, images, labels = start
-    rule, batch = unroll.Adam(), of_step(images, labels)
-    found = rat_bptt.meta_gradient(net, theta, (images,), batch, [real_batch()], burn=4, window=3, rule=rule, rate=0.01)[1][0]
-    middle, state = rat_bptt.burn_in(net, theta, lambda j: batch(j, images.detach()), 4, rule, 0.01)
-    student = unroll.unroll(net, middle, (images,), lambda j, x: batch(4 + j, x), steps=3, rate=0.01, rule=rule, state=state)
-    (wanted,) = torch.autograd.grad(unroll.mean_loss(net, student, *real_batch()), images)
+    rule, batch, rate = unroll.Adam(), of_step(images, labels), torch.tensor(0.01, dtype=torch.float64)
+    found = rat_bptt.meta_gradient(net, theta, (images,), batch, [real_batch()], burn=3, window=3, rule=rule, rate=0.01)[1][0]
+    now, state = theta.detach(), rule.start(theta)
+    for j in range(6):                                           # one training, with Adam's memory, of which the last half has a graph
+        now = now.requires_grad_() if j <= 3 else now
+        shown = images if j >= 3 else images.detach()
+        (gradient,) = torch.autograd.grad(unroll.mean_loss(net, now, *batch(j, shown)), now, create_graph=j >= 3)
+        now, state = rule.step(now if j >= 3 else now.detach(), gradient, state, rate)
+    (wanted,) = torch.autograd.grad(unroll.mean_loss(net, now, *real_batch()), images)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-14)
 
     def numerically(through_burn_in: bool, step: float = 1e-6) -> float:
@@ -86,8 +90,8 @@ def test_steps_before_the_window_count_only_by_where_they_end(start):
             moved = images.detach().clone()
             moved[3, 0, 5, 5] += sign * step
             first = moved if through_burn_in else images.detach()
-            theta_r, state_r = rat_bptt.burn_in(net, theta, lambda j, first=first: batch(j, first), 4, rule, 0.01)
-            end = unroll.unroll(net, theta_r, (moved,), lambda j, x: batch(4 + j, x), steps=3, rate=0.01, rule=rule, state=state_r)
+            theta_r, state_r = rat_bptt.burn_in(net, theta, lambda j, first=first: batch(j, first), 3, rule, 0.01)
+            end = unroll.unroll(net, theta_r, (moved,), lambda j, x: batch(3 + j, x), steps=3, rate=0.01, rule=rule, state=state_r)
             losses.append(unroll.mean_loss(net, end, *real_batch()).item())
         return (losses[0] - losses[1]) / (2 * step)
 
