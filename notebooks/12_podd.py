@@ -382,9 +382,7 @@ widgets.frames(look, step=list(snapshots), label="updates", start=max(snapshots)
 
 # %% [markdown]
 # Do not expect clothes. After these updates the poster is still mostly the noise it began as, with darker and brighter areas
-# where many images of a class are dark or bright; the left edge, for instance, turns into the black ground beside shirts. (In a
-# run of 800 updates, on all of Fashion-MNIST and at one image per class, a trouser's legs and the outline of a dress can be
-# made out.) Nobody asked for a picture: what counts is what a network learns from the patches.
+# where many images of a class are dark or bright; the left edge, for instance, turns into the black ground beside shirts. Nobody asked for a picture: what counts is what a network learns from the patches.
 #
 # What to compare with? At the poster's budget there is **no Random set**: below one image per class, some class has no image.
 # (With half of the classes, one image each, a network is right on at most half of the test images.) So *Random* stands at IPC
@@ -489,8 +487,7 @@ if spreads:
 # %% [markdown]
 # Dots in one column are distillations of the *same* setting; a difference between columns means something if it is larger than
 # what they differ by. *Patches*: with one patch for each class the posters are ahead, with both seeds and by more than the
-# deviation. A poster in ten pieces has only ten images to fit, and each of them changes faster; what more patches are good for,
-# longer runs would have to show. *Orders*: PoCO's is not ahead, one random order is far above it, and two distillations with
+# deviation. What more patches are good for, longer runs would have to show. *Orders*: PoCO's is not ahead, one random order is far above it, and two distillations with
 # one order differ by as much. So nothing here speaks for or against the ordering. It acts through patches that mix two classes,
 # and a score says how much neighbours have in common, not how much a network gains from it.
 #
@@ -584,9 +581,8 @@ for (dataset, near, kind, named, _), group in trials.items():
 # Where they have been run, on full Fashion-MNIST with 800 updates: at 0.3 images per class the poster is about as good as
 # Random with three times its pixels, and at 0.5 better, by more than two standard errors, so **less than one image per class is
 # possible**, as the paper says. **At equal pixels it does not win**: at one image per class PoDD is three points below
-# RaT-BPTT, its own base, after as many updates, and below DM, whereas the paper has gains there. One reason may be time. A
-# pixel under several patches has to please all of them, and the paper's runs have up to a hundred times as many updates, with
-# longer windows. Another may be the labels: ours are fixed here, and the paper learns them nearly everywhere.
+# RaT-BPTT, its own base, after as many updates, and below DM, whereas the paper has gains there. One reason may be time. The
+# paper's runs have up to a hundred times as many updates, with longer windows. Another may be the labels: ours are fixed here, and the paper learns them nearly everywhere.
 #
 # ## The paper and us
 # Most numbers that the paper has below one image per class are lost from the text that we read; what remains is IPC 1, one cell
