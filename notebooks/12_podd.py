@@ -382,7 +382,7 @@ widgets.frames(look, step=list(snapshots), label="updates", start=max(snapshots)
 
 # %% [markdown]
 # Do not expect clothes. After these updates the poster is still mostly the noise it began as, with darker and brighter areas
-# where many images of a class are dark or bright; the left edge, for instance, turns into the black ground beside shirts. Nobody asked for a picture: what counts is what a network learns from the patches.
+# where many images of a class are dark or bright. Nobody asked for a picture: what counts is what a network learns from the patches.
 #
 # What to compare with? At the poster's budget there is **no Random set**: below one image per class, some class has no image.
 # (With half of the classes, one image each, a network is right on at most half of the test images.) So *Random* stands at IPC
@@ -491,8 +491,7 @@ if spreads:
 # one order differ by as much. So nothing here speaks for or against the ordering. It acts through patches that mix two classes,
 # and a score says how much neighbours have in common, not how much a network gains from it.
 #
-# What runs of this length **can** show is a large effect. What they **cannot** show is the order of settings that differ by
-# less than the printed deviation: two seeds, and posters that have only begun to leave the noise.
+# What runs of this length **cannot** show is the order of settings that differ by less than the printed deviation.
 #
 # ### Accuracy against pixels
 # Larger runs, from `book/results/measured.csv`, five networks for each number, protocol `strict-cpu`. Random, DM (chapter 3)
