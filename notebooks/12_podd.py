@@ -485,11 +485,11 @@ if spreads:
     print(f"deviation over seeds, mean: {statistics.mean(spreads):.1f} points")
 
 # %% [markdown]
-# Dots in one column are distillations of the *same* setting; a difference between columns means something if it is larger than
-# what they differ by. *Patches*: with one patch for each class the posters are ahead, with both seeds and by more than the
-# deviation. What more patches are good for, longer runs would have to show. *Orders*: PoCO's is not ahead, one random order is far above it, and two distillations with
-# one order differ by as much. So nothing here speaks for or against the ordering. It acts through patches that mix two classes,
-# and a score says how much neighbours have in common, not how much a network gains from it.
+# Dots in one column are distillations of the *same* setting; a difference between columns means something if it is larger than what they
+# differ by. *Patches*: with one patch for each class the posters are ahead, with both seeds and by more than the deviation. What more
+# patches are good for, longer runs would have to show. *Orders*: PoCO's is not ahead, one random order is far above it, and two
+# distillations with one order differ by as much. So nothing here speaks for or against the ordering. It acts through patches that mix two
+# classes, and a score says how much neighbours have in common, not how much a network gains from it.
 #
 # What runs of this length **cannot** show is the order of settings that differ by less than the printed deviation.
 #
@@ -577,11 +577,11 @@ for (dataset, near, kind, named, _), group in trials.items():
                              numeric=frozenset(columns[1:]), caption=f"{dataset}, IPC {near:g}, {kind}, preset {named}"))
 
 # %% [markdown]
-# Where they have been run, on full Fashion-MNIST with 800 updates: at 0.3 images per class the poster is about as good as
-# Random with three times its pixels, and at 0.5 better, by more than two standard errors, so **less than one image per class is
-# possible**, as the paper says. **At equal pixels it does not win**: at one image per class PoDD is three points below
-# RaT-BPTT, its own base, after as many updates, and below DM, whereas the paper has gains there. One reason may be time. The
-# paper's runs have up to a hundred times as many updates, with longer windows. Another may be the labels: ours are fixed here, and the paper learns them nearly everywhere.
+# Where they have been run, on full Fashion-MNIST with 800 updates: at 0.3 images per class the poster is about as good as Random with three
+# times its pixels, and at 0.5 better, by more than two standard errors, so **less than one image per class is possible**, as the paper
+# says. **At equal pixels it does not win**: at one image per class PoDD is three points below RaT-BPTT, its own base, after as many
+# updates, and below DM, whereas the paper has gains there. One reason may be time. The paper's runs have up to a hundred times as many
+# updates, with longer windows. Another may be the labels: ours are fixed here, and the paper learns them nearly everywhere.
 #
 # ## The paper and us
 # Most numbers that the paper has below one image per class are lost from the text that we read; what remains is IPC 1, one cell
