@@ -285,7 +285,7 @@ def test_every_preset_is_complete(method):
     shapes = {"toy": (1, 16, 16), "cifar10": (3, 32, 32)}
     for config in method.PRESETS.values():
         assert config.dataset in data.DATASETS
-        assert config.lr < config.gan_lr and config.steps % config.redraw == 0
+        assert config.lr <= config.gan_lr and config.steps % config.redraw == 0
         for name, width in config.networks():
             with torch.device("meta"):
                 models.build(name, shape=shapes.get(config.dataset, (1, 28, 28)), num_classes=4, width=width)
