@@ -273,6 +273,21 @@ def test_options_of_podd_are_used_and_named_in_its_rows(changes):
         assert config.variant != plain.variant
 
 
+def test_shifted_patches_have_the_labels_of_where_they_were_cut():
+    config = replace(podd.PRESETS["tiny"], learn_labels=True, shift=3, inner_patches=4, augment="")
+    syn = config.start(REAL, stream(0, "test"))
+    height, width = syn.layout.height, syn.layout.width
+    places = torch.arange(height)[:, None] * 100.0 + torch.arange(width)                 # every pixel tells where it is
+    cells, batch = torch.rand_like(syn.cells), config.plan(syn, 3, "", stream(1, "test"))
+    for j in range(3):
+        images, labels = batch(j, places[None], cells)
+        assert len(images) == 4
+        corners = torch.stack([images[:, 0, 0, 0] // 100, images[:, 0, 0, 0] % 100], dim=1).long()
+        windows = poster.label_windows(syn.layout, cells.shape[2], cells.shape[1], corners=corners)
+        torch.testing.assert_close(labels, poster.learned_labels(cells, windows))
+    assert not set(map(tuple, corners.tolist())) <= set(map(tuple, syn.layout.corners.tolist()))
+
+
 def test_classes_lie_as_the_distances_say_or_as_numbered():
     tiny = podd.PRESETS["tiny"]
     assert replace(tiny, distances="none").start(REAL, stream(0, "test")).order.tolist() == [[0, 1], [2, 3]]
