@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -39,7 +40,7 @@ BatchOf = Callable[..., Batch]           # (step, *sources) -> images (B, c, h, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnrolledConfig:
+class UnrolledConfig(ABC):
     """What RaT-BPTT and PoDD share. The defaults are RaT-BPTT's for CIFAR-10 at IPC 10."""
 
     dataset: str = "cifar10"
@@ -86,13 +87,13 @@ class UnrolledConfig:
                              f"choose from {', '.join(dm.FIT_FOR_DM)}")
         augment.parse(self.augment)
 
+    @abstractmethod
     def start(self, real: ImageSet, rng: torch.Generator) -> StoredSet:
         """The set before the first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choose(self, syn: StoredSet, rng: torch.Generator) -> Tensor:
         """Indices (B,) of the images of an inner step."""
-        raise NotImplementedError
 
     def plan(self, syn: StoredSet, steps: int, strategy: str, rng: torch.Generator) -> BatchOf:
         """The batches of so many inner steps."""

@@ -10,7 +10,6 @@ Writes one row per measurement; the book shows those of the step.
 
 from __future__ import annotations
 
-import csv
 import os
 import statistics
 import subprocess
@@ -20,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from run import interleaved  # tests/bench/run.py, beside this file
+from run import interleaved, memory, write  # tests/bench/run.py, beside this file
 from torch import Tensor
 
-from ddlib import evaluate, files, models, poster, runs, unroll
+from ddlib import models, poster, runs, unroll
 from ddlib.chapter import KERNEL_ENVIRONMENT
 from ddlib.methods import rat_bptt
 
@@ -76,10 +75,6 @@ def cutting(name: str, layout: poster.Layout) -> list[dict[str, object]]:
     return rows
 
 
-def memory(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else evaluate.peak_rss_mb()
-
-
 def child(form: unroll.Form, window: int) -> None:
     """Take an outer step whenever a line arrives, and answer with the seconds and the growth of the peak."""
     device, layout, rng = runs.pick_device(), LAYOUTS["CIFAR-10"], runs.stream(0, "bench")
@@ -129,10 +124,7 @@ def main() -> None:
     first, *_, last = (float(line["peak_growth_mb"]) for line in rows if line["what"] == "step" and line["form"] == "remat")
     print(f"rematerialised, memory at {WINDOWS[-1]} / at {WINDOWS[0]}: {last / first:.2f}")
     if len(sys.argv) == 2:
-        with files.whole(Path(sys.argv[1])) as part, open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(Path(sys.argv[1]), COLUMNS, rows)
 
 
 if __name__ == "__main__":

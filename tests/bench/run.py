@@ -5,18 +5,20 @@ Prints a table and writes runs/bench.json. These are measurements, not tests: no
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from ddlib import augment, data, models, runs, train
+from ddlib import augment, data, evaluate, files, models, runs, train
 from ddlib.chapter import KERNEL_ENVIRONMENT
 from ddlib.methods import dm
 
@@ -70,6 +72,19 @@ def malloc_ratio() -> dict[str, float]:
             done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=runs.ROOT, capture_output=True, text=True, check=True)
             seconds[name].append(float(done.stdout))
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def memory(device: torch.device) -> float:
+    """The most MB so far, of the device or of this process."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else evaluate.peak_rss_mb()
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
+    """The rows as a CSV file, whole or not at all."""
+    with files.whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> None:

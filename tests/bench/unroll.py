@@ -8,7 +8,6 @@ its first step. Writes one row per form and J, of which the book shows a table.
 
 from __future__ import annotations
 
-import csv
 import os
 import statistics
 import subprocess
@@ -17,8 +16,9 @@ import time
 from pathlib import Path
 
 import torch
+from run import memory, write  # tests/bench/run.py, beside this file
 
-from ddlib import evaluate, files, models, runs, train, unroll
+from ddlib import models, runs, train, unroll
 from ddlib.chapter import KERNEL_ENVIRONMENT
 
 FORMS, STEPS, REPEATS = ("plain", "remat", "compiled", "detached"), (5, 10, 20, 30), 5
@@ -42,10 +42,6 @@ def child(form: unroll.Form, steps: int) -> None:
         loss = (student - target).square().sum() / (start - target).square().sum()
         torch.autograd.grad(loss, (images, alpha))[1].item()
         print(time.perf_counter() - started, memory(device) - before, flush=True)
-
-
-def memory(device: torch.device) -> float:
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else evaluate.peak_rss_mb()
 
 
 def measure(steps: int) -> list[dict[str, object]]:
@@ -84,10 +80,7 @@ def main() -> None:
             rows.append(row)
             print("  ".join(f"{row[name]!s:>9}" for name in COLUMNS[:6]), flush=True)
     if len(sys.argv) == 2:
-        with files.whole(Path(sys.argv[1])) as part, open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(Path(sys.argv[1]), COLUMNS, rows)
 
 
 if __name__ == "__main__":
