@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ddlib import augment as aug
 from ddlib.data import Preprocess, Split
@@ -156,6 +159,27 @@ def keep_freed_memory() -> None:
     for name, option, value in (("MMAP_MAX_", -4, 0), ("TRIM_THRESHOLD_", -1, -1), ("TOP_PAD_", -2, 2**28)):
         if mallopt is not None and f"MALLOC_{name}" not in os.environ:
             mallopt(option, value)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts, while it is entered, the bytes of the tensors made in it that are alive (`now`), and the most there were (`peak`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self.known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def freed(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for storage in (tensor.untyped_storage() for tensor in tree_leaves(made) if isinstance(tensor, Tensor)):
+            if storage not in self.known:                       # several tensors may share one storage
+                self.known[storage] = weakref.finalize(storage, self.freed, storage.nbytes())
+                self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        return made
 
 
 def has_bfloat16(device: torch.device) -> bool:

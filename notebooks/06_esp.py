@@ -20,14 +20,11 @@ import contextlib
 import csv
 import functools
 import io
-import weakref
 from dataclasses import replace
 
 import torch
 from IPython.display import display
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ddlib import augment, chapter, data, distilled, evaluate, experts, methods, models, papers, plots, runs, select, train, unroll, widgets
 from ddlib.methods import dm, esp, mtt
@@ -471,28 +468,8 @@ papers.Table(("trained by", "length of G", "\u03c1"), tuple((name, f"{length:.2f
 # graphs.
 
 # %%
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that are alive, and the most there were."""
-
-    def __init__(self):
-        super().__init__()
-        self.now, self.peak, self.known = 0, 0, weakref.WeakKeyDictionary()
-
-    def freed(self, size):
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for storage in (tensor.untyped_storage() for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)):
-            if storage not in self.known:                                 # several tensors may share one storage
-                self.known[storage] = weakref.finalize(storage, self.freed, storage.nbytes())
-                self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        return made
-
-
 def megabytes(work, *arguments):
-    with LiveBytes() as live:
+    with train.LiveBytes() as live:
         work(*arguments)
     return live.peak / 1e6
 

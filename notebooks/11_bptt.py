@@ -16,16 +16,13 @@
 # the images.
 
 # %%
-import weakref
 from dataclasses import replace
 
 import torch
 from IPython.display import display
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from ddlib import augment, chapter, data, distilled, evaluate, methods, models, papers, plots, runs, select, unroll, widgets
+from ddlib import augment, chapter, data, distilled, evaluate, methods, models, papers, plots, runs, select, train, unroll, widgets
 from ddlib.methods import cgan, rat_bptt
 
 # %% tags=["parameters"]
@@ -389,29 +386,9 @@ for name, adam in (("Adam", True), ("SGD", False)):
 # patches, as seconds and as growth of a process (made by `python tests/bench/poster.py`).
 
 # %%
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors that are alive, and the most there were."""
-
-    def __init__(self):
-        super().__init__()
-        self.now, self.peak, self.known = 0, 0, weakref.WeakKeyDictionary()
-
-    def freed(self, size):
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for storage in (tensor.untyped_storage() for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)):
-            if storage not in self.known:                                # several tensors may share one storage
-                self.known[storage] = weakref.finalize(storage, self.freed, storage.nbytes())
-                self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        return made
-
-
 def megabytes(form, M):
     net, pixels = network(seed), photographs.images.clone().requires_grad_()
-    with LiveBytes() as live:
+    with train.LiveBytes() as live:
         rat_bptt.meta_gradient(net, models.flatten(net), (pixels,), lambda j, x: (x, photographs.labels), [(seen[0][:10], seen[1][:10])],
                                burn=0, window=M, rule=unroll.Adam(), rate=config.inner_lr, form=form)
     return live.peak / 1e6

@@ -201,3 +201,17 @@ def test_kept_memory_is_not_faulted_in_again():
     done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
     default, kept = map(int, done.stdout.split())
     assert kept < default / 10, (default, kept)
+
+
+def test_live_bytes_counts_each_storage_once_while_it_is_alive():
+    with train.LiveBytes() as live:
+        one = torch.zeros(250)                                   # 1,000 bytes
+        view = one.view(5, 50)
+        two = torch.zeros(500)
+        assert (live.now, live.peak) == (3000, 3000)
+        del two
+        assert live.now == 1000
+        del one
+        assert live.now == 1000                                  # the view holds it
+        three = view + 1
+        assert (live.now, live.peak, three.numel()) == (2000, 3000, 250)
