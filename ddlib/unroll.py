@@ -140,9 +140,13 @@ class _Rematerialised(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, task: Task, rate: Tensor, theta: Tensor, *sources: Tensor) -> Tensor:
         state, ctx.path = task.state, []
+        vectors = 1 + sum(part.shape == theta.shape for part in state) + task.backwards.keeps_gradients
+        room = theta.new_empty(task.steps, vectors, len(theta))       # one block: small ones in between keep the heap from shrinking
         for j in range(task.steps):
             gradient = task.backwards.first(theta, *task.batch(j, *sources))
-            ctx.path.append((theta, state, gradient if task.backwards.keeps_gradients else None))
+            rows = iter(room[j])
+            theta, state = next(rows).copy_(theta), tuple(next(rows).copy_(part) if part.shape == theta.shape else part for part in state)
+            ctx.path.append((theta, state, next(rows).copy_(gradient) if task.backwards.keeps_gradients else None))
             theta, state = task.rule.step(theta, gradient, state, rate)
         ctx.task = task
         ctx.save_for_backward(rate, *sources)

@@ -258,7 +258,7 @@ PUBLISHED: dict[tuple[str, int], dict[str, Any]] = {
 }
 TINY = RaTConfig(dataset="toy", preprocess="standardize", ipc=1, width=4, window=3, max_inner=6, real_batch=32, steps=4, init_std=0.05)
 CPU = RaTConfig(dataset="fashion_mini", preprocess="standardize", ipc=1, width=16, window=8, max_inner=20, inner_lr=1e-2, real_batch=256,
-                steps=200, pixel_lr=3e-3, init_std=0.05)
+                steps=200, pixel_lr=3e-2, init="real")
 PRESETS = {"tiny": TINY, "cpu": CPU, "cpu-full": replace(CPU, dataset="fashion_mnist")}
 PRESETS |= {f"{dataset.replace('_', '-')}-ipc{ipc}": RaTConfig(dataset=dataset, ipc=ipc, **settings)
             for (dataset, ipc), settings in PUBLISHED.items()}
