@@ -15,14 +15,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import Tensor
-from torch.nn import functional as F
-
 from ddlib.data import ImageSet
+from ddlib.kernels.skd import skd_loss, standardize_logits
 from ddlib.methods import Step, dim, main
 
+__all__ = ["NAME", "PRESETS", "SKDConfig", "distill", "from_dim", "loss_terms", "paper_weight", "prepare", "skd_loss", "standardize_logits"]
+
 NAME = "SKD"
-STD_EPS = 1e-7
 FLAT = 1e-4              # a standard deviation of logits below which the gradient of eq. 3, of order 1 / std, is good for nothing
 
 
@@ -49,24 +48,6 @@ class SKDConfig(dim.MatchConfig):
 def paper_weight(dataset: str) -> float:
     """lambda_SKD of section 3.2."""
     return 0.001 if dataset == "mnist" else 0.01
-
-
-def standardize_logits(logits: Tensor, tau: float) -> Tensor:
-    """Z-score each row over the classes, then divide by tau (SKD, eq. 3): Z = (l - mean l) / (tau std l).
-
-    logits: (B, C) before softmax. Returns (B, C), unchanged when a row is shifted or scaled.
-    """
-    centred = logits - logits.mean(dim=1, keepdim=True)                                # (B, C)
-    variance = centred.square().sum(dim=1, keepdim=True) / (logits.shape[1] - 1)       # (B, 1)
-    return centred / (tau * (variance + STD_EPS**2).sqrt())                            # eps inside: sqrt has no finite slope at 0
-
-
-def skd_loss(real_logits: Tensor, syn_logits: Tensor, tau: float, standardize: bool = True) -> Tensor:
-    """KL(d_real || d_syn) of the softened class distributions, mean over the batch (SKD, eqs. 4-6). Logits are (B, C)."""
-    soften = standardize_logits if standardize else Tensor.div
-    log_real = F.log_softmax(soften(real_logits, tau), dim=1)                          # (B, C)
-    log_syn = F.log_softmax(soften(syn_logits, tau), dim=1)
-    return (log_real.exp() * (log_real - log_syn)).sum(dim=1).mean()
 
 
 def loss_terms(real: dim.Seen, syn: dim.Seen, config: SKDConfig) -> dim.Terms:

@@ -1,0 +1,87 @@
+"""The hot operations of the methods, one file each: the equation in plain torch, a Triton kernel, its derivatives, and who runs.
+
+The plain form is the definition and what chapters show. On a CUDA device the kernel takes its place where it can (float32 and
+half precision, the shapes of these methods) and gives the same numbers; sums are in float32 always, and no kernel adds atomically,
+so that a run repeats. `using("off")` or DDLIB_KERNELS=off turns them off. Without a GPU nothing here is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Mode = Literal["auto", "on", "off"]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"        # kernels run on the CPU, slowly, for tests
+try:
+    if not (INTERPRETED or torch.cuda.is_available()):         # a CPU alone need not wait for its import
+        raise ImportError
+    import triton
+    import triton.language as tl
+    AVAILABLE = True
+except ImportError:
+    triton = tl = None
+    AVAILABLE = False
+
+_mode: list[Mode] = []
+
+
+def jit(function: Callable[..., None]) -> Any:
+    """`triton.jit`, or nothing where there is no Triton to run it."""
+    return triton.jit(function) if AVAILABLE else function
+
+
+def mode() -> Mode:
+    """"auto": kernels for CUDA tensors; "on": also for CPU tensors, under TRITON_INTERPRET=1; "off": never."""
+    given: Any = _mode[-1] if _mode else os.environ.get("DDLIB_KERNELS", "auto")
+    if given not in get_args(Mode):
+        raise ValueError(f"unknown mode of the kernels {given!r}; choose from {', '.join(get_args(Mode))}")
+    return given
+
+
+@contextmanager
+def using(wanted: Mode) -> Iterator[None]:
+    """Within, whether kernels run is decided by this and not by DDLIB_KERNELS."""
+    if wanted == "on" and not AVAILABLE:
+        raise RuntimeError("kernels need Triton and a CUDA device, or Triton and TRITON_INTERPRET=1 set before ddlib is imported")
+    _mode.append(wanted)
+    try:
+        mode()
+        yield
+    finally:
+        _mode.pop()
+
+
+def run_fast(name: str, *tensors: Tensor, unless: str = "") -> bool:
+    """Whether the kernel `name` is to run on these tensors. Where one would expect it to and it cannot, says once why.
+
+    unless: what its shapes are unfit for; empty if they are fit. A graph that is being compiled is left to the compiler.
+    """
+    if mode() == "off" or not (tensors[0].is_cuda or (mode() == "on" and INTERPRETED)) or torch.compiler.is_compiling():
+        return False
+    if not AVAILABLE:
+        say_once("kernels: Triton is not installed, plain torch runs instead (pip install triton)")
+        return False
+    strange = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()
+               and tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16)}
+    if strange or unless:
+        say_once(f"kernel {name}: {unless or 'not for ' + ', '.join(sorted(strange))}, plain torch runs instead")
+        return False
+    return True
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
+
+
+def power_of_2(least: int) -> int:
+    """The smallest power of two that is at least `least`, the size of a block."""
+    return 1 << max(least - 1, 0).bit_length()
