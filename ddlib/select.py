@@ -8,12 +8,14 @@ chosen images in `real.train` as meta["indices"].
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddlib import data, models, train
 from ddlib.data import ImageSet, check_ipc
@@ -25,6 +27,26 @@ from ddlib.runs import pick_device, stream
 def random(real: ImageSet, ipc: int, rng: torch.Generator) -> PixelSet:
     """Uniform, without replacement, per class."""
     return PixelSet.from_real(real, ipc, rng, method="Random")
+
+
+def shrunk(syn: PixelSet, ipc: float) -> PixelSet:
+    """The images of `syn` with so few pixels that all of them together have those of `ipc` images per class, enlarged again.
+
+    What a poster below one image per class has to be compared with. `stored_side` says how many pixels are kept of each.
+    """
+    per_class = len(syn) / syn.num_classes
+    if not 0 < ipc <= per_class:
+        raise ValueError(f"ipc must be above 0 and at most {per_class:g}, what the set has, got {ipc}")
+    side = stored_side(syn.shape, ipc / per_class)
+    less = F.interpolate(syn.images, size=side, mode="area")
+    images = F.interpolate(less, size=syn.shape[1:], mode="bilinear", align_corners=False)
+    return PixelSet(images, syn.labels, classes=syn.classes, preprocess=syn.preprocess, meta={**syn.meta, "nominal_ipc": ipc})
+
+
+def stored_side(shape: tuple[int, int, int], share: float) -> tuple[int, int]:
+    """Height and width of an image of `shape` (c, h, w) that keeps `share` of its pixels, rounded down."""
+    h, w = (max(math.floor(length * math.sqrt(share) + 1e-9), 1) for length in shape[1:])
+    return h, w
 
 
 def herding(real: ImageSet, ipc: int, net: models.Classifier) -> PixelSet:
@@ -143,7 +165,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ddlib.select", description=main.__doc__)
     parser.add_argument("--dataset", default="fashion_mini", help=f"one of {', '.join(sorted(data.DATASETS))}")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--ipcs", nargs="+", type=int, default=[1, 10], metavar="IPC")
+    parser.add_argument("--ipcs", nargs="+", type=budget, default=[1, 10], metavar="IPC",
+                        help="images per class; for Random also below 1: photographs that are stored smaller")
     parser.add_argument("--width", type=int, default=32, help="width of ConvNet-3, for choosing and for evaluating")
     parser.add_argument("--feature-epochs", type=int, default=5, help="training of the network that Herding and K-Center look through")
     parser.add_argument("--forgetting-epochs", type=int, default=10)
@@ -158,9 +181,18 @@ def main() -> int:
     return answered(lambda: select_and_evaluate(arguments))
 
 
+def budget(text: str) -> float:
+    """Images per class: a whole number, or a share of one."""
+    ipc = float(text)
+    return int(ipc) if ipc.is_integer() else ipc
+
+
 def select_and_evaluate(arguments: argparse.Namespace) -> None:
     from ddlib import evaluate
 
+    if any(ipc < 1 for ipc in arguments.ipcs) and arguments.methods != ["Random"]:
+        raise ValueError(f"below one image per class only Random has an answer (shrunken photographs), got --ipcs "
+                         f"{' '.join(map(str, arguments.ipcs))} for {', '.join(arguments.methods)}: add --methods Random")
     train.keep_freed_memory()
     real = data.load(arguments.dataset, arguments.data, preprocess=arguments.preprocess).to(pick_device())
     protocols = [evaluate.with_options(arguments.evaluate, network=network, width=width)
@@ -174,14 +206,17 @@ def select_and_evaluate(arguments: argparse.Namespace) -> None:
                        f"--feature-epochs {arguments.feature_epochs} --forgetting-epochs {arguments.forgetting_epochs} "
                        f"--evaluate {arguments.evaluate} --seed {arguments.seed}{options}")
             rows = evaluate.read_rows(Path(arguments.results)) if arguments.results else []
+            h, w = stored_side(real.shape, min(ipc, 1))
+            version = f"shrunk to {w}x{h}" if ipc < 1 else ""
             done = {(row["eval_arch"], row["variant"]) for row in rows if row["command"] == command}
-            missing = [protocol for protocol in protocols if (protocol.network, protocol.narrow) not in done]
+            missing = [protocol for protocol in protocols if (protocol.network, evaluate.labelled(version, protocol)) not in done]
             if not missing:
                 print(f"{method} at ipc {ipc} is there already")
                 continue
             rng, started, num = stream(arguments.seed, method, ipc), time.monotonic(), missing[0].repeats
             if method == "Random":                                                      # a new draw for every network
-                syn = [random(real, ipc, rng) for _ in range(num)]
+                syn = [random(real, max(ipc, 1), rng) for _ in range(num)]
+                syn = [shrunk(each, ipc) for each in syn] if ipc < 1 else syn
             elif method == "Forgetting":
                 if counts is None:
                     counts = forgetting_counts(real, arguments.forgetting_epochs, width=arguments.width, seed=arguments.seed)
@@ -194,7 +229,8 @@ def select_and_evaluate(arguments: argparse.Namespace) -> None:
                 syn = [(herding if method == "Herding" else k_center)(real, ipc, net)] * num
             for protocol in missing:
                 row = evaluate.evaluate(syn, real, protocol, seed=arguments.seed, quiet=True).row(
-                    method=method, command=command, distilling=training[method])
+                    method=method, variant=version, command=command, distilling=training[method])
+                row |= {"budget_scalars": len(syn[0]) * real.shape[0] * h * w} if version else {}
                 print(f"{method} at ipc {ipc}, {protocol.network}: {row['accuracy_mean']} +- {row['accuracy_std']} % "
                       f"(n = {row['n']})", flush=True)
                 if arguments.results:

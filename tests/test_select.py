@@ -1,12 +1,15 @@
 """Selections are subsets, balanced and without repeats; each follows its own rule (T-SEL)."""
 
 import itertools
+import math
 import sys
 
 import pytest
 import torch
 
 from ddlib import data, evaluate, models, select
+from ddlib.distilled import PixelSet
+from ddlib.runs import stream
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +141,34 @@ def test_the_command_evaluates_with_every_network_once_and_keeps_the_rows(tmp_pa
     assert [row["accuracy_mean"] for row in again] == [row["accuracy_mean"] for row in rows]
     assert select.main() == 0 and len(evaluate.read_rows(results)) == 2
     assert "is there already" in capsys.readouterr().out
+
+
+def test_shrunken_photographs_hold_no_more_than_their_budget(toy):
+    photographs = select.random(toy, 1, stream(0, "shrink"))
+    small = select.shrunk(photographs, 0.5)
+    h, w = select.stored_side(toy.shape, 0.5)
+    assert h * w <= 0.5 * math.prod(toy.shape[1:]) < (h + 1) * (w + 1)
+    assert small.images.shape == photographs.images.shape and torch.equal(small.labels, photographs.labels)
+    size = math.prod(toy.shape)
+    units = torch.eye(size).view(size, *toy.shape)
+    basis = PixelSet(units, torch.arange(size) % toy.num_classes, classes=toy.classes, preprocess=toy.preprocess)
+    shown = select.shrunk(basis, size / toy.num_classes / 2).images.flatten(1)                  # what pictures can be shown at all
+    assert torch.linalg.matrix_rank(shown) == toy.shape[0] * h * w
+    assert torch.equal(select.shrunk(photographs, 1).images, photographs.images)
+    for ipc in (0, 1.5):
+        with pytest.raises(ValueError, match="at most 1, what the set has"):
+            select.shrunk(photographs, ipc)
+
+
+def test_below_one_image_per_class_the_command_shrinks_photographs(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "rows.csv"
+    arguments = ["select", "--dataset", "toy", "--ipcs", "0.5", "--width", "2", "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--methods", "Random"])
+    assert select.main() == 0 and select.main() == 0
+    (row,) = evaluate.read_rows(results)
+    shape, num_classes = data.load("toy").shape, data.load("toy").num_classes
+    h, w = select.stored_side(shape, 0.5)
+    assert (row["ipc"], row["variant"]) == ("0.5", f"shrunk to {w}x{h}, width 2")
+    assert int(row["budget_scalars"]) == num_classes * shape[0] * h * w
+    monkeypatch.setattr(sys, "argv", [*arguments, "--methods", "Random", "Herding"])
+    assert select.main() == 1 and "only Random" in capsys.readouterr().err
