@@ -447,21 +447,23 @@ def stretched(syn):
 widgets.film({step: stretched(kept) for step, kept in moments.items()}, real.classes)
 
 # %% [markdown]
-# Every picture is stretched from black to white. In values they are paler than photographs, if they began as noise; but a network with
-# instance norm divides each channel by its spread in the image, and hardly sees the difference. Silhouettes come out of the noise: the
-# legs of the trouser, the flat band of the sneaker, the shaft of the boot.
+# Every picture is stretched from black to white. The images began as photographs, one of each class, and after 200 updates every one
+# is still recognised. What has been added are spots and stripes, around the clothes and inside them: whatever the ten photographs lacked,
+# as far as a network learns from it. (Images that begin as noise stay noise for long, and are worth less after as many updates: on
+# validation images 55 %, where photographs had come to 70 %. That is why the preset begins with photographs; the paper begins with noise
+# and has the time.)
 #
 # **Does it help?** Fresh networks are trained on the images and on as many random photographs with one protocol, and see the test set
-# once. For Random every network gets a new draw. One claim is asserted, for the default parameters only: RaT-BPTT is more than 4 points
-# better than Random. With seeds 0, 1 and 2 the margin was 11, 14 and 7 points.
+# once. For Random every network gets a new draw. One claim is asserted, for the default parameters only: RaT-BPTT is more than 8 points
+# better than Random. With seeds 0, 1 and 2 the margin was 17, 17 and 15 points.
 
 # %%
 random_sets = [select.random(real, config.ipc, runs.stream(seed, "random", k)) for k in range(repeats)]
 scores = {"Random": evaluate.evaluate(random_sets, real, recipe, seed=seed, quiet=True),
           rat_bptt.NAME: evaluate.evaluate(syn, real, recipe, seed=seed, folder=folder, quiet=True)}
 margin = 100 * (scores[rat_bptt.NAME].mean - scores["Random"].mean)
-assert not usual or margin > 4
-print(f"RaT-BPTT - Random: {margin:.0f} points (claim: > 4)")
+assert not usual or margin > 8
+print(f"RaT-BPTT - Random: {margin:.0f} points (claim: > 8)")
 lines = [(name, f"{each.row(method=name)['budget_scalars']:,}", f"{100 * each.mean:.1f}±{100 * each.std:.1f}")
          for name, each in scores.items()]
 papers.Table(("method", "scalars", "accuracy"), tuple(lines), numeric=frozenset(("scalars", "accuracy")),
@@ -474,16 +476,16 @@ papers.Table(("method", "scalars", "accuracy"), tuple(lines), numeric=frozenset(
 # look at their accuracy on validation images on the way, long before and long after the lengths that the images were made for. There are
 # two things to look for. Images that can rely on the number of steps may do what pays at that step and nowhere else: a curve that is good
 # at its own length (dashed) and falls behind later. And if *every* training is long, a network has trained on bad images for $T_{max}-M$
-# steps before anybody asks how to make them better: a curve that is low everywhere. In the run that is stored here both are to be seen.
-# Images made for eight steps are hardly better after a hundred; those made for lengths from 8 to 20 gain more after the eighth step, and
-# keep it. And always twenty steps, from noise on, falls behind within as many outer steps. How far can one run be trusted? We ran seeds 1
-# and 2 as well, for 75 outer steps: with seed 2 random lengths are the best after 100 training steps, too, by 8 points; with seed 1 the
-# images for eight steps are, by 4. Only the last place of *always 20* was the same three times. So a run of this size shows what a fixed
-# length can do, not that a random one always wins.
+# steps before anybody asks how to make them better: a curve that is low everywhere. The second is to be seen here: always twenty steps
+# is last of the three at nearly all moments, and was with seeds 0, 1 and 2. The first is hardly there. After 100 training steps images
+# made for eight of them reach 69, 68 and 67 % with the three seeds, and those made for lengths from 8 to 20 reach 68, 72 and 71 %: ahead
+# with two seeds of three, by four points. So a run of this size shows that late windows alone are a slow way to learn, and does not
+# decide whether a random length is better than a short one.
 #
 # **What is clipped.** In the second figure, the length of every gradient of the small run and the limit $2s$ of its time; those above it
-# were cut. Circles are windows with $r=0$, which hold Adam's first step: with seeds 0, 1 and 2 they were 3 of 5, 0 of 1 and 4 of 6
-# gradients that were cut, but only 13, 12 and 15 of all 200.
+# were cut. Circles are windows with $r=0$, which hold Adam's first step. With seeds 0, 1 and 2 the clip cut 6, 3 and 3 of 200 gradients,
+# one of them a circle: where the images are good from the beginning, nothing explodes. With images that begin as noise, and the same
+# three seeds, 7 of the 12 gradients that were cut were circles, of 40 circles among 600 gradients.
 
 # %%
 LOOK = (1, 2, 4, 8, 12, 20, 28, 40, 60, 100)
@@ -601,7 +603,8 @@ papers.Table(("method", "this run"), tuple((row["method"], f"{row['accuracy_mean
 #
 # What a run of this size can show: that the direct question can be asked on a laptop, that the gradient of a window is exact, what the
 # window leaves out and what it costs. What it cannot show: the margins of the paper, which come with thousands of steps on a GPU. In this
-# chapter's few steps, ten images beat ten photographs, and stay behind those of chapters 3 to 6.
+# chapter's few steps ten images beat ten photographs by far; the longer runs in the table above say where they stand among the methods
+# of chapters 3 to 6.
 #
 # ## Exercises
 # Solutions are folded below each question.
