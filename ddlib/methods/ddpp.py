@@ -13,16 +13,17 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
 from ddlib.data import ImageSet
+from ddlib.kernels.trajectory import SignRule, keep_mask, match, pruned_loss
 from ddlib.methods import Diverged, Step, main, mtt
 
+__all__ = ["NAME", "PRESETS", "DDPPConfig", "SignRule", "distill", "from_mtt", "keep_mask", "loss_terms", "prepare", "pruned_loss"]
+
 NAME = "DDPP"
-SignRule = Literal["signed", "absolute", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,37 +52,15 @@ class DDPPConfig(mtt.MTTConfig):
         return ", ".join(filter(None, [rule, super().variant]))
 
 
-def keep_mask(student: Tensor, target: Tensor, epsilon: float, sign_rule: SignRule = "signed") -> Tensor:
-    """Which coordinates stay (P,): those where neither student/target nor target/student is below epsilon (section II.B).
-
-    Without a division: with m = max(|student|, |target|), the smaller ratio is (student / m)(target / m). Two zeros are
-    equal and stay. signed: a sign flip has a negative ratio, which is below every epsilon >= 0; absolute: signs are ignored.
-    """
-    if sign_rule == "off":
-        return torch.ones_like(student, dtype=torch.bool)
-    largest = torch.maximum(student.abs(), target.abs())                                # (P,)
-    scale = torch.where(largest > 0, largest, 1.0)
-    ratio = (student / scale) * (target / scale)                                        # in [-1, 1]; a raw product would underflow
-    ratio = ratio.abs() if sign_rule == "absolute" else ratio
-    return (ratio >= epsilon) | (largest == 0)
-
-
-def pruned_loss(student: Tensor, target: Tensor, start: Tensor, keep: Tensor) -> Tensor:
-    """MTT's loss on the coordinates that `keep` (P,) has (eq. 8). Multiplied by 0 or 1, so that all shapes stay."""
-    mask = keep.to(student.dtype)
-    return mtt.matching_loss(student * mask, target * mask, start * mask)
-
-
 def loss_terms(student: Tensor, target: Tensor, start: Tensor, config: DDPPConfig) -> mtt.Terms:
     """The pruned loss, MTT's on all coordinates for comparison, and the share that is kept. Diverged if that is too small."""
-    if not torch.isfinite(student).all():
+    found = match(student, target, start, config.epsilon, config.sign_rule)
+    if not found.finite:
         raise Diverged("the student's parameters stopped being finite: lower alpha and start again")
-    keep = keep_mask(student.detach(), target, config.epsilon, config.sign_rule)        # piecewise constant: no gradient is lost
-    kept = keep.double().mean()
-    if kept < config.min_kept:
-        raise Diverged(f"epsilon {config.epsilon:g} with the {config.sign_rule} rule keeps {kept:.0%} of the parameters, "
+    if found.kept < config.min_kept:
+        raise Diverged(f"epsilon {config.epsilon:g} with the {config.sign_rule} rule keeps {found.kept:.0%} of the parameters, "
                        f"fewer than min_kept = {config.min_kept:.0%}: lower epsilon, or lower min_kept to go on regardless")
-    return {"match": pruned_loss(student, target, start, keep), "mtt": mtt.matching_loss(student.detach(), target, start), "kept": kept}
+    return {"match": found.loss, "mtt": found.whole, "kept": found.kept}
 
 
 prepare = mtt.prepare

@@ -30,6 +30,9 @@ from torch.nn import functional as F
 from ddlib import augment, experts, models
 from ddlib.data import ImageSet, check_ipc
 from ddlib.distilled import FactoredSet, PixelSet, fit_budget
+from ddlib.kernels.subspace import Norm, split
+from ddlib.kernels.subspace import proj_loss as proj_loss
+from ddlib.kernels.subspace import project as project
 from ddlib.methods import State, Step, check_finite, dm, kfs, main, versions
 from ddlib.runs import stream
 
@@ -37,7 +40,6 @@ NAME = "ESP"
 CUT = 1e-6              # singular values below this part of the largest are directions made of round-off
 
 Span = Literal["points", "differences"]
-Norm = Literal["l1", "l2"]
 Reduction = Literal["sum", "mean"]
 
 
@@ -152,17 +154,6 @@ def basis(theta: Tensor, kind: Span = "points") -> Tensor:
     return (q @ u[:, :len(sizes)][:, sizes > CUT * sizes[0]]).to(theta.dtype)           # (P, r)
 
 
-def project(span: Tensor, vector: Tensor) -> Tensor:
-    """E (E^T v), the part of v (P,) inside the span of E (P, r) (ESP, eq. 5); the P x P matrix is never formed."""
-    return span @ (span.T @ vector)
-
-
-def proj_loss(gradient: Tensor, span: Tensor, norm: Norm = "l1") -> Tensor:
-    """Norm of the part of the gradient G (P,) outside the span (ESP, eq. 7): |G - E E^T G|, a scalar."""
-    outside = gradient - project(span, gradient)
-    return outside.abs().sum() if norm == "l1" else outside.norm()
-
-
 def dm_loss(real_features: Tensor, syn_features: Tensor, reduction: Reduction = "sum") -> Tensor:
     """Squared distance between class means, averaged over classes (ESP, eq. 8): DM's loss divided by C.
 
@@ -211,15 +202,15 @@ def project_gradient(net: models.Classifier, theta: Tensor, images: Tensor, labe
         found = value(part, of)
         (piece,) = torch.autograd.grad(found, theta, create_graph=at_once)              # (P,)
         total, inner = total + piece, inner + found.detach()
-    gradient = total.detach().requires_grad_()
-    outside = proj_loss(gradient, span, norm)
+    gradient = total.detach().requires_grad_(second)
+    outside, inside = split(gradient, span, norm)
     pixels = None
     if second:
         (wanted,) = torch.autograd.grad(outside, gradient)                              # (P,), V
         pixels = torch.cat([
             torch.autograd.grad(piece if at_once else torch.autograd.grad(value(part, of), theta, create_graph=True)[0], part, wanted)[0]
             for part, of in pieces])
-    return Projected(gradient.detach(), project(span, gradient.detach()), inner, outside.detach(), pixels)
+    return Projected(gradient.detach(), inside, inner, outside.detach(), pixels)
 
 
 # ---------------------------------------------------------------------------------------------------------- the method

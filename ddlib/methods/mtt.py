@@ -23,13 +23,14 @@ from torch import Tensor
 from ddlib import augment, experts, models, unroll
 from ddlib.data import ImageSet
 from ddlib.distilled import StoredSet, from_real
+from ddlib.kernels.trajectory import match
+from ddlib.kernels.trajectory import matching_loss as matching_loss
 from ddlib.methods import State, Step, check_finite, dm, main
 from ddlib.runs import stream
 from ddlib.train import Batch
 
 NAME = "MTT"
 SMALLEST_ALPHA = 1e-6    # a step size that turns negative would lose the run
-FLOOR = 1e-12            # of the denominator, where an expert has not moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +78,6 @@ class MTTConfig(experts.Buffered):
         return f"poster {self.poster}" if self.poster else ""
 
 
-def matching_loss(student: Tensor, target: Tensor, start: Tensor) -> Tensor:
-    """Squared distance of the student (P,) to the expert's later parameters, over how far the expert went (MTT, eq. 3)."""
-    return (student - target).square().sum() / (start - target).square().sum().clamp_min(FLOOR)
-
-
 def chunks(num_images: int, size: int, num: int, rng: torch.Generator) -> Iterator[Tensor]:
     """`num` batches of indices: a permutation in pieces of `size` (0: whole), and a new one when it is used up."""
     order = torch.empty(0, dtype=torch.int64)
@@ -109,7 +105,7 @@ Terms = dict[str, Tensor]
 
 def loss_terms(student: Tensor, target: Tensor, start: Tensor) -> Terms:
     """What a step minimises, first, and what it logs besides. DDPP puts another function in this place."""
-    return {"match": matching_loss(student, target, start)}
+    return {"match": match(student, target, start).loss}
 
 
 prepare = experts.prepare
