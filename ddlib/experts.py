@@ -237,7 +237,7 @@ class Job:
         self.trained, self.precisions = False, set[str]()        # whether this call trained an epoch; of what it found
         low = config.precision == "bfloat16" or (config.precision == "auto" and training.has_bfloat16(self.device))
         self.precision = "bfloat16" if low else "float32"
-        alone = bool(list(self.net.buffers())) or any(isinstance(part, nn.Dropout) for part in self.net.modules())
+        alone = not training.can_stack(self.net)
         if alone and (together or 1) > 1:
             raise ValueError(f"{config.network} has batch norm or dropout and cannot be trained side by side: use together=1")
         self.together = together or (8 if self.device.type == "cuda" and not alone else 1)
@@ -388,12 +388,10 @@ class Job:
         return torch.cat([preprocess(chunk) for chunk in images.split(1000)]), None
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(B, C) and (B,). For a stack, (n, B, C) and (n, B), the sum over the experts: each gets the gradient of its own mean."""
-        count = len(logits) if logits.dim() == 3 else 1
-        logits, labels = logits.flatten(0, -2), labels.flatten()
+        """The mean over images, and with "bce" over classes: (B, C) and (B,)."""
         if self.config.loss == "bce":
-            return count * F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, self.real.num_classes).to(logits.dtype))
-        return count * F.cross_entropy(logits, labels)
+            return F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, self.real.num_classes).to(logits.dtype))
+        return F.cross_entropy(logits, labels)
 
 
 @dataclass(frozen=True)
@@ -406,19 +404,6 @@ class Expert:
     lock: IO[str] | None = None                                  # held as long as this object lives
 
 
-class Stack(nn.Module):
-    """n networks of one shape side by side: (n, B, c, h, w) -> (n, B, C). Its parameters are theirs, stacked."""
-
-    def __init__(self, net: nn.Module, count: int):
-        super().__init__()
-        self.forward_one = lambda weights, images: torch.func.functional_call(net, weights, (images,))
-        self.names = [name for name, _ in net.named_parameters()]
-        self.weights = nn.ParameterList(weight.detach().repeat(count, *[1] * weight.dim()) for weight in net.parameters())
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.func.vmap(self.forward_one)(dict(zip(self.names, self.weights, strict=True)), images)
-
-
 class Team:
     """Experts in training together: the network, or a stack of several, and its optimizer, at the epoch of their last snapshot."""
 
@@ -426,7 +411,7 @@ class Team:
         self.job, self.group = job, group
         self.saved = self.epoch
         net, config = job.build(0).to(job.device), job.config
-        self.net: nn.Module = net if len(group) == 1 else Stack(net, len(group))
+        self.net: nn.Module = net if len(group) == 1 else training.Stack([net] * len(group))
         self.weights = list(self.net.parameters())
         self.optimizer = torch.optim.SGD(self.weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
         self.put([expert.thetas[-1] for expert in group], self.weights)
@@ -455,14 +440,13 @@ class Team:
         return [row.clone() for row in flat]
 
     def fit(self, steps: int) -> None:
-        config = self.job.config
+        config, alone = self.job.config, len(self.group) == 1
         streams = [self.job.batches(expert.number, self.epoch) for expert in self.group]
-        turns = (tuple(map(torch.stack, zip(*turn, strict=True))) for turn in zip(*streams, strict=True))
-        batches: Any = streams[0] if len(streams) == 1 else turns
         with torch.random.fork_rng([self.job.device] if self.job.device.type == "cuda" else []):    # dropout reads the global stream
             torch.manual_seed(runs.stream(config.seed, "expert", self.group[0].number, self.epoch).initial_seed())
-            training.fit(self.net, batches, steps=steps, lr=config.lr, optimizer=self.optimizer,
-                         precision=config.precision, loss=self.job.loss, compiled=config.precision != "float32" and len(streams) == 1)
+            training.fit(self.net, streams[0] if alone else training.stacked(streams), steps=steps, lr=config.lr,
+                         optimizer=self.optimizer, precision=config.precision, compiled=config.precision != "float32" and alone,
+                         loss=self.job.loss if alone else training.summed(self.job.loss))
 
     def train_epoch(self) -> None:
         self.fit(self.job.steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, Literal
@@ -96,6 +96,48 @@ def fit(net: nn.Module, batches: Batches | Iterator[Batch], *, steps: int, lr: f
             if ask and not torch.isfinite(value):
                 raise FloatingPointError(f"the training loss is {value.item()} at step {step + 1} of {steps}: lower the learning rate")
     return torch.stack(losses).float() if losses else torch.empty(0)
+
+
+class Stack(nn.Module):
+    """n networks of one shape side by side: (n, B, c, h, w) -> (n, B, C). Its parameters are copies of theirs, stacked: (n, ...).
+
+    Trained on `stacked` batches with a `summed` loss, each network becomes what it would alone, up to rounding: every
+    coordinate gets the gradient of its own network's loss, and SGD and Adam change every coordinate by itself.
+    """
+
+    def __init__(self, nets: Sequence[nn.Module]):
+        super().__init__()
+        self.forward_one = lambda weights, images: torch.func.functional_call(nets[0], weights, (images,))
+        self.names = [name for name, _ in nets[0].named_parameters()]
+        parts = zip(*(net.parameters() for net in nets), strict=True)
+        self.weights = nn.ParameterList(torch.stack(part).detach() for part in parts)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.func.vmap(self.forward_one)(dict(zip(self.names, self.weights, strict=True)), images)
+
+    @torch.no_grad()
+    def hand_back(self, nets: Sequence[nn.Module]) -> None:
+        """Give the networks the weights that theirs have become."""
+        for number, net in enumerate(nets):
+            for theirs, weight in zip(net.parameters(), self.weights, strict=True):
+                theirs.copy_(weight[number])
+
+
+def can_stack(net: nn.Module) -> bool:
+    """Whether a `Stack` can hold such networks: batch norm counts as it goes, and dropout draws from one stream for all."""
+    return not list(net.buffers()) and not any(isinstance(part, nn.Dropout) for part in net.modules())
+
+
+def stacked(streams: Sequence[Iterator[Batch]]) -> Iterator[Batch]:
+    """Batches for a `Stack`, the next of every network's stream: images (n, B, c, h, w), labels (n, B) or (n, B, C)."""
+    for turn in zip(*streams, strict=True):
+        images, labels = map(torch.stack, zip(*turn, strict=True))
+        yield images, labels
+
+
+def summed(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The sum over the networks of a `Stack` of a loss that is a mean over images: each gets the gradient of its own mean."""
+    return lambda logits, labels: len(logits) * loss(logits.flatten(0, 1), labels.flatten(0, 1))
 
 
 @contextmanager

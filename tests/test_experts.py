@@ -455,21 +455,6 @@ def test_reading_a_segment_loads_neither_the_file_nor_what_lies_between(tmp_path
 
 # ------------------------------------------------------------------------------------------------------------ side by side
 
-def test_a_stack_computes_what_its_networks_do():
-    nets = [models.build("convnet3", shape=(1, 16, 16), num_classes=4, width=4, seed=seed).double() for seed in range(3)]
-    stack = experts.Stack(nets[0], 3)
-    for weight, parts in zip(stack.parameters(), zip(*(net.parameters() for net in nets), strict=True), strict=True):
-        weight.data.copy_(torch.stack(parts))
-    images = torch.randn(3, 5, 1, 16, 16, dtype=torch.float64, generator=runs.stream(0))
-    logits = stack(images)
-    assert torch.allclose(logits, torch.stack([net(x) for net, x in zip(nets, images, strict=True)]), atol=1e-12)
-    logits.square().sum().backward()
-    for net, x in zip(nets, images, strict=True):
-        net(x).square().sum().backward()
-    for weight, parts in zip(stack.parameters(), zip(*(net.parameters() for net in nets), strict=True), strict=True):
-        assert torch.allclose(weight.grad, torch.stack([part.grad for part in parts]), atol=1e-10)
-
-
 @pytest.mark.parametrize("together", [2, 3])
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 def test_experts_side_by_side_are_the_same_up_to_rounding(toy, tmp_path, together, loss):

@@ -215,3 +215,67 @@ def test_live_bytes_counts_each_storage_once_while_it_is_alive():
         assert live.now == 1000                                  # the view holds it
         three = view + 1
         assert (live.now, live.peak, three.numel()) == (2000, 3000, 250)
+
+
+# ------------------------------------------------------------------------------------------------------------- side by side
+
+STACKABLE = ["convnet3", "convnet4", "convnet5", "resnet10", "resnet18", "resnet18_ap", "alexnet", "vgg11"]
+
+
+def three(name, size=16):
+    return [models.build(name, shape=(2, size, size), num_classes=4, width=2, seed=seed).double() for seed in range(3)]
+
+
+@pytest.mark.parametrize("name", STACKABLE)
+def test_a_stack_computes_what_its_networks_do(name):
+    nets = three(name, 32)
+    stack, images = train.Stack(nets), torch.randn(3, 5, 2, 32, 32, dtype=torch.float64, generator=rng())
+    logits = stack(images)
+    assert torch.allclose(logits, torch.stack([net(x) for net, x in zip(nets, images, strict=True)]), atol=1e-12)
+    logits.square().sum().backward()
+    for net, x in zip(nets, images, strict=True):
+        net(x).square().sum().backward()
+    for weight, *parts in zip(stack.parameters(), *(net.parameters() for net in nets), strict=True):
+        assert torch.allclose(weight.grad, torch.stack([part.grad for part in parts]), atol=1e-10)
+
+
+def test_all_networks_but_those_with_batch_norm_or_dropout_can_be_stacked():
+    build = lambda name: models.build(name, shape=(3, 32, 32), num_classes=4, width=models.NETWORKS[name].width and 2)
+    assert [name for name in models.NETWORKS if train.can_stack(build(name))] == STACKABLE
+    assert not train.can_stack(nn.Sequential(linear(), nn.Dropout()))
+
+
+@pytest.mark.parametrize(("optimizer", "loss", "soft"), [("sgd", F.cross_entropy, False), ("sgd", F.cross_entropy, True),
+                                                         ("adam", F.mse_loss, True)])
+def test_a_stack_trains_each_network_as_alone(optimizer, loss, soft):
+    """With momentum, weight decay, a falling rate, a restart and a short last batch, in float64."""
+    images = torch.randn(3, 7, 2, 16, 16, dtype=torch.float64, generator=rng())
+    labels = torch.rand(3, 7, 4, dtype=torch.float64, generator=rng(1)).softmax(dim=2)
+    labels = labels if soft else labels.argmax(dim=2)
+    streams = lambda: [iter(train.Batches(*of, 3, rng(k))) for k, of in enumerate(zip(images, labels, strict=True))]
+    settings = {"steps": 8, "lr": lambda step: 0.1 / (1 + step), "restart_at": 5, "weight_decay": 0.01, "optimizer": optimizer}
+    alone, together, starts = three("convnet3"), three("convnet3"), three("convnet3")
+    losses = [train.fit(net, batches, loss=loss, **settings) for net, batches in zip(alone, streams(), strict=True)]
+    stack = train.Stack(together)
+    summed = train.fit(stack, train.stacked(streams()), loss=train.summed(loss), **settings)
+    assert torch.allclose(summed, sum(losses), rtol=1e-5)
+    assert all(torch.equal(models.flatten(net), models.flatten(start)) for net, start in zip(together, starts, strict=True))
+    stack.hand_back(together)
+    for net, other, start in zip(alone, together, starts, strict=True):
+        assert torch.allclose(models.flatten(net), models.flatten(other), rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(models.flatten(net), models.flatten(start), atol=1e-3)
+
+
+def test_with_bfloat16_a_stack_is_no_less_precise_than_its_networks_alone():
+    images, labels = torch.randn(7, 2, 16, 16, generator=rng()), torch.arange(7) % 4
+    batches = lambda: iter([(images, labels)] * 5)
+    exact, rough, together = ([net.float() for net in three("convnet3")] for _ in range(3))
+    for nets, precision in ((exact, "float32"), (rough, "bfloat16")):
+        for net in nets:
+            train.fit(net, batches(), steps=5, lr=0.05, precision=precision)
+    stack = train.Stack(together)
+    train.fit(stack, train.stacked([batches() for _ in together]), steps=5, lr=0.05, precision="bfloat16",
+              loss=train.summed(F.cross_entropy))
+    stack.hand_back(together)
+    theta = [torch.stack([models.flatten(net) for net in nets]) for nets in (exact, rough, together)]        # (3, P) each
+    assert 0 < (theta[2] - theta[0]).norm() < 1.5 * (theta[1] - theta[0]).norm()
