@@ -15,7 +15,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import cycle
 from pathlib import Path
@@ -200,13 +200,15 @@ def labelled(variant: str, protocol: Protocol) -> str:
 
 
 def evaluate(syn: DistilledSet | Sequence[DistilledSet], real: ImageSet, protocol: Protocol | str, *, seed: int = 0,
-             folder: Path | str | None = None, quiet: bool = False, minutes: float = math.inf) -> Evaluation:
+             folder: Path | str | None = None, quiet: bool = False, minutes: float = math.inf, together: int | None = None) -> Evaluation:
     """Train `protocol.repeats` fresh networks on `syn` and measure them once on `real.test`.
 
     syn: one set for all networks, or one for each (Random draws anew for every network, so its spread includes the draw).
     Every method sees the same initial networks for the same seed. folder: keeps each finished network there, so that an
     evaluation that is killed goes on with the next one. Raises ValueError when the set and the data do not fit together, and
     TimeoutError, after the first network that ends later than `minutes` from now, unless it was the last.
+    together: networks that are trained side by side, whose weights then differ by rounding. By default all of them on a GPU,
+    which one alone leaves idle, or as many as its memory holds, or 1 if there is an `obstacle`; on a CPU 1.
     """
     if isinstance(protocol, str):
         protocol = with_options(protocol)
@@ -218,35 +220,134 @@ def evaluate(syn: DistilledSet | Sequence[DistilledSet], real: ImageSet, protoco
         if each.classes != real.classes or each.shape != real.shape:
             raise ValueError(f"the set was made for {each.num_classes} classes of shape {each.shape}, {real.name} has "
                              f"{real.num_classes} of shape {real.shape}: evaluate it on the data it was distilled from")
-    device, started = real.train.images.device, time.monotonic()
-    trained: list[Trained] = []
-    for repeat, each in enumerate(sets) if quiet else progress(enumerate(sets), len(sets), every=1, title="network"):
-        if trained and time.monotonic() - started > 60 * minutes:
-            raise TimeoutError(f"{len(trained)} of {len(sets)} networks are trained and the time is up")
-        trained.append(train_network(each, real, protocol, seed, repeat, Path(folder) if folder else None))
+    device, deadline = real.train.images.device, time.monotonic() + 60 * minutes
+    work = train_all(sets, real, protocol, seed, Path(folder) if folder else None, deadline, together)
+    trained = dict(work if quiet else progress(work, len(sets), every=1, title="network"))
     # The one place where test images are read: every network is final by now.
     tested = time.monotonic()
-    accuracies = torch.tensor([train.accuracy(one.net, real.test, each.preprocess.to(device))
-                               for one, each in zip(trained, sets, strict=True)], dtype=torch.float64)
+    accuracies = torch.tensor([train.accuracy(trained[repeat].net, real.test, each.preprocess.to(device))
+                               for repeat, each in enumerate(sets)], dtype=torch.float64)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_rss_mb()
-    seconds = sum(one.seconds for one in trained) + time.monotonic() - tested
-    return Evaluation(accuracies, protocol, sets[0], real.name, seed, tuple(one.steps for one in trained), device_name(device),
-                      seconds / 60, round(peak))
+    seconds = sum(one.seconds for one in trained.values()) + time.monotonic() - tested
+    return Evaluation(accuracies, protocol, sets[0], real.name, seed, tuple(trained[repeat].steps for repeat in range(len(sets))),
+                      device_name(device), seconds / 60, round(peak))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, the optimizer steps it took and the seconds."""
+    """A trained network, the optimizer steps it took and the seconds (of a group trained side by side, its share)."""
 
     net: models.Classifier
     steps: int
     seconds: float
 
 
+@dataclass(frozen=True)
+class Start:
+    """Network number `repeat` before its training on `images`, all of `syn` where the data are, at the rate `base`.
+
+    key: what decides its weights, but for rounding. path: where it is kept; None: nowhere.
+    """
+
+    net: models.Classifier
+    net_seed: int
+    syn: DistilledSet
+    images: Tensor
+    labels: Tensor
+    base: float
+    key: dict[str, Any]
+    path: Path | None
+    seconds: float                                       # that it took to come here
+
+    @property
+    def repeat(self) -> int:
+        return self.key["repeat"]
+
+    @property
+    def pace(self) -> tuple[Any, ...]:
+        """What has to be equal where networks are trained side by side: the shapes of the batches, and the rate."""
+        return self.images.shape, self.images.dtype, self.labels.dtype, self.base
+
+    def kept(self) -> Trained | None:
+        """The trained network, if it is there."""
+        if self.path is None or not self.path.is_file():
+            return None
+        header, tensors = files.read_tensors(self.path, "network")
+        if header["key"] != self.key:
+            return None
+        self.net.load_state_dict(tensors)
+        return Trained(self.net, header["steps"], header["seconds"])
+
+    def batches(self, protocol: Protocol) -> Iterator[train.Batch]:
+        """What the network is trained on, before augmentation; the same beside whichever others it is trained."""
+        seed, device = self.key["seed"], self.images.device
+        rng = stream(seed, "batches", self.repeat)
+        batches: Iterator[train.Batch] = iter(train.Batches(self.images, self.labels, protocol.batch_size, rng))
+        if protocol.resample:
+            batches = fresh(self.syn, protocol.sizes(len(self.images)), rng, device, hard=protocol.labels == "hard")
+        return mixed(batches, protocol.cutmix, stream(seed, "cutmix", self.repeat)) if protocol.cutmix else batches
+
+
 def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: int, repeat: int,
                   folder: Path | None = None) -> Trained:
     """Network number `repeat`, trained on `syn` where the data are. Test images play no part."""
-    started, device = time.monotonic(), real.train.images.device
+    start = begin(syn, real, protocol, seed, repeat, folder)
+    return start.kept() or train_group([start], real, protocol)[0]
+
+
+def train_all(sets: Sequence[DistilledSet], real: ImageSet, protocol: Protocol, seed: int, folder: Path | None, deadline: float,
+              together: int | None) -> Iterator[tuple[int, Trained]]:
+    """The numbered networks of a protocol as they become ready, several side by side if it can be; arguments as `evaluate`."""
+    most = at_once(real.train.images.device, len(sets), together)
+    starts: Iterable[Start] = (begin(each, real, protocol, seed, repeat, folder) for repeat, each in enumerate(sets))
+    if most > 1:
+        starts = list(starts)
+        if reason := obstacle(starts, protocol):
+            if together:
+                raise ValueError(f"{reason}: networks cannot be trained side by side, use together=1")
+            most = 1
+    ready, waiting = 0, list[Start]()
+    for number, start in enumerate(starts, start=1):
+        if found := start.kept():
+            ready += 1
+            yield start.repeat, found
+        else:
+            waiting.append(start)
+        while waiting and (len(waiting) >= most or number == len(sets)):
+            if ready and time.monotonic() > deadline:
+                raise TimeoutError(f"{ready} of {len(sets)} networks are trained and the time is up")
+            group = waiting[:most]
+            try:
+                done = train_group(group, real, protocol)
+            except torch.OutOfMemoryError:
+                if together or len(group) == 1:
+                    raise
+                most, done = -(-len(group) // 2), []     # what was trained so far is forgotten: fewer at once, from their starts
+            ready, waiting = ready + len(done), waiting[len(done):]
+            yield from ((one.repeat, each) for one, each in zip(group, done, strict=False))
+
+
+def at_once(device: torch.device, repeats: int, together: int | None) -> int:
+    """Networks to train side by side if nothing stands against it: as many as asked for; by default all on a GPU, 1 on a CPU."""
+    if together is not None and together < 1:
+        raise ValueError(f"together must be at least 1, got {together}")
+    return together or (repeats if device.type == "cuda" else 1)
+
+
+def obstacle(starts: Sequence[Start], protocol: Protocol) -> str:
+    """Why these networks cannot be trained side by side; nothing if they can."""
+    if protocol.checkpoints or protocol.average:
+        return f"protocol {protocol.name!r} looks at the weights on the way"
+    if not train.can_stack(starts[0].net):
+        return f"{protocol.network} has batch norm or dropout"
+    if any(start.pace != starts[0].pace for start in starts):
+        return "the sets differ in size or in learned rate"
+    return ""
+
+
+def begin(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: int, repeat: int, folder: Path | None) -> Start:
+    """Network number `repeat` before its training."""
+    began, device = time.monotonic(), real.train.images.device
     net_seed = int(torch.randint(2**31, (), generator=stream(seed, "network", repeat)))
     net = models.build(protocol.network, shape=real.shape, num_classes=real.num_classes, width=protocol.width, seed=net_seed).to(device)
     syn = syn.to(device) if isinstance(syn, GeneratorSet) else syn
@@ -257,40 +358,54 @@ def train_network(syn: DistilledSet, real: ImageSet, protocol: Protocol, seed: i
     if protocol.lr == "alpha" and alpha is None:
         raise ValueError(f"protocol {protocol.name!r} trains with the learned step size and this set has none: use 'strict'")
     base = float(alpha.detach()) if protocol.lr == "alpha" and alpha is not None else float(protocol.lr)
-    strategy = augment.strategy_for(real, protocol.augment)
     recipe = {**asdict(protocol), "checkpoints": list(protocol.checkpoints)}             # as JSON gives it back
-    key = {"protocol": recipe, "seed": seed, "repeat": repeat, "rate": base, "augment": strategy, "device": device_name(device),
-           "set": files.digest({}, {"images": images, "labels": labels}), "data": real.fingerprint, **provenance()}
+    key = {"protocol": recipe, "seed": seed, "repeat": repeat, "rate": base, "augment": augment.strategy_for(real, protocol.augment),
+           "device": device_name(device), "set": files.digest({}, {"images": images, "labels": labels}), "data": real.fingerprint,
+           **provenance()}
     path = folder / f"network-{protocol.name}-{protocol.network}-{repeat}.safetensors" if folder else None
-    if path is not None and path.is_file():
-        header, tensors = files.read_tensors(path, "network")
-        if header["key"] == key:
-            net.load_state_dict(tensors)
-            return Trained(net, header["steps"], header["seconds"])
+    return Start(net, net_seed, syn, images, labels, base, key, path, time.monotonic() - began)
 
-    rng = stream(seed, "batches", repeat)
-    batches: Iterator[train.Batch] = iter(train.Batches(images, labels, protocol.batch_size, rng))
-    if protocol.resample:
-        batches = fresh(syn, protocol.sizes(len(images)), rng, device, hard=protocol.labels == "hard")
-    if protocol.cutmix:
-        batches = mixed(batches, protocol.cutmix, stream(seed, "cutmix", repeat))
-    best = Best(net, protocol, real, syn, protocol.unit(len(images)))
-    average = Average(net, protocol.average)
-    observe = best.look if protocol.checkpoints else average.look if protocol.average else None
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(net_seed)                      # dropout, in the networks that have it, draws from the global stream
-        train.fit(net, batches, steps=protocol.num_steps(len(images)), lr=lambda step: protocol.rate(step, len(images), base),
-                  momentum=protocol.momentum, weight_decay=protocol.weight_decay, optimizer=protocol.optimizer,
-                  restart_at=protocol.drop_at(len(images)), augment=strategy, mode=protocol.augment_mode,
-                  rng=stream(seed, "augment", repeat), precision=protocol.precision,
-                  loss=F.cross_entropy if protocol.loss == "cross_entropy" else F.mse_loss, observe=observe)
-    steps = best.restore() if protocol.checkpoints else protocol.num_steps(len(images))
-    if protocol.average and not protocol.checkpoints:
-        net.load_state_dict(average.weights)
-    seconds = time.monotonic() - started
-    if path is not None:
-        files.write_tensors(path, "network", {"key": key, "steps": steps, "seconds": seconds}, net.state_dict())
-    return Trained(net, steps, seconds)
+
+def train_group(group: Sequence[Start], real: ImageSet, protocol: Protocol) -> list[Trained]:
+    """Train networks, several as one stack, which leaves them as they are until all are trained, and keep each in its file."""
+    began, first, num_images = time.monotonic(), group[0], len(group[0].images)
+    seed, device, strategy = first.key["seed"], first.images.device, first.key["augment"]
+    noises = [stream(seed, "augment", start.repeat) for start in group]
+    loss = F.cross_entropy if protocol.loss == "cross_entropy" else F.mse_loss
+    settings: dict[str, Any] = {
+        "steps": protocol.num_steps(num_images), "lr": lambda step: protocol.rate(step, num_images, first.base),
+        "momentum": protocol.momentum, "weight_decay": protocol.weight_decay, "optimizer": protocol.optimizer,
+        "restart_at": protocol.drop_at(num_images), "precision": protocol.precision}
+    steps = settings["steps"]
+    if len(group) > 1:
+        stack = train.Stack([start.net for start in group])
+        streams = [augmented(start.batches(protocol), strategy, protocol.augment_mode, noise)
+                   for start, noise in zip(group, noises, strict=True)]
+        train.fit(stack, train.stacked(streams), loss=train.summed(loss), **settings)
+        stack.hand_back([start.net for start in group])
+    else:
+        best = Best(first.net, protocol, real, first.syn, protocol.unit(num_images))
+        average = Average(first.net, protocol.average)
+        observe = best.look if protocol.checkpoints else average.look if protocol.average else None
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(first.net_seed)            # dropout, in the networks that have it, draws from the global stream
+            train.fit(first.net, first.batches(protocol), augment=strategy, mode=protocol.augment_mode, rng=noises[0], loss=loss,
+                      observe=observe, **settings)
+        steps = best.restore() if protocol.checkpoints else steps
+        if protocol.average and not protocol.checkpoints:
+            first.net.load_state_dict(average.weights)
+    seconds = (time.monotonic() - began) / len(group)
+    done = [Trained(start.net, steps, start.seconds + seconds) for start in group]
+    for start, one in zip(group, done, strict=True):
+        if start.path is not None:
+            files.write_tensors(start.path, "network", {"key": start.key, "steps": steps, "seconds": one.seconds}, one.net.state_dict())
+    return done
+
+
+def augmented(batches: Iterator[train.Batch], strategy: str, mode: Literal["single", "all"], rng: torch.Generator) -> Iterator[train.Batch]:
+    """The batches as `train.fit` would augment them."""
+    for images, labels in batches:
+        yield augment.augment(images, strategy, rng, mode=mode), labels
 
 
 def fresh(syn: DistilledSet, sizes: Sequence[int], rng: torch.Generator, device: torch.device,

@@ -5,13 +5,14 @@ import fcntl
 import math
 import multiprocessing
 import threading
+import time
 import types
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ddlib import data, evaluate, gan, select, train
+from ddlib import data, evaluate, files, gan, select, train
 from ddlib.distilled import GeneratorSet, PixelSet
 from ddlib.evaluate import COLUMNS, PROTOCOLS, Protocol
 
@@ -78,9 +79,10 @@ class SpySplit:
         return len(self.split)
 
 
-@pytest.mark.parametrize("name", ["strict-cpu", "podd", "dim", "strict-cpu-resampled"])
+@pytest.mark.parametrize(("name", "together"), [("strict-cpu", 1), ("podd", 1), ("dim", 1), ("strict-cpu-resampled", 1),
+                                                ("strict-cpu", 2), ("strict-cpu-resampled", 2)])
 @pytest.mark.parametrize("kind", ["syn", "made"])
-def test_test_images_are_read_once_and_after_all_training(toy, kind, name, request, monkeypatch):  # T-EVAL-3
+def test_test_images_are_read_once_and_after_all_training(toy, kind, name, together, request, monkeypatch):  # T-EVAL-3
     syn = request.getfixturevalue(kind)
     log = []
     real = data.load("toy")
@@ -90,8 +92,9 @@ def test_test_images_are_read_once_and_after_all_training(toy, kind, name, reque
     protocol = PROTOCOLS[name]
     short = replace(protocol, steps=protocol.steps and 6, epochs=protocol.epochs and 6, width=4, repeats=2,
                     checkpoints=(2, 3) if protocol.checkpoints else ())
-    evaluate.evaluate(syn, real, short, quiet=True)
-    assert log[:2] == ["fit", "fit"] and set(log[2:]) == {"test"}
+    evaluate.evaluate(syn, real, short, quiet=True, together=together)
+    fits = 2 // together
+    assert log[:fits] == ["fit"] * fits and set(log[fits:]) == {"test"}
     assert log.count("test") == 2 * 2                                                   # images and labels, per network
 
 
@@ -252,9 +255,14 @@ def test_a_network_is_not_reused_when_anything_that_made_it_differs(toy, syn, tm
 
 def test_dropout_does_not_make_an_evaluation_unrepeatable(toy, syn):
     protocol = replace(QUICK, network="efficientnet_v2_s", width=None, steps=2)
-    before = torch.get_rng_state()
-    weights = [evaluate.train_network(syn, toy, protocol, 0, 0).net.head.weight.detach() for _ in range(2)]
-    assert torch.equal(*weights) and torch.equal(before, torch.get_rng_state())
+    weights = []
+    with torch.random.fork_rng():
+        for state in range(2):
+            torch.manual_seed(state)
+            before = torch.get_rng_state()
+            weights.append(evaluate.train_network(syn, toy, protocol, 0, 0).net.head.weight.detach())
+            assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(*weights)
 
 
 def test_an_evaluation_out_of_time_goes_on_with_the_next_network(toy, syn, tmp_path):
@@ -330,6 +338,170 @@ def test_cutmix_mixes_labels_by_area():
             assert image.mean().item() == pytest.approx(label[1].item(), abs=1e-6)
             seen += 0 < label[1] < 1
     assert seen > 5
+
+
+# ------------------------------------------------------------------------------------------------------------- side by side
+
+SHORT = replace(QUICK, steps=8, batch_size=5, lr=0.05)                                  # 12 images: batches of 5, 5 and 2
+KINDS = {
+    "cosine": SHORT,
+    "drop, learned rate": replace(SHORT, steps=None, epochs=3, schedule="drop", lr="alpha"),
+    "cutmix, thirds, all": replace(SHORT, augment=PROTOCOLS["idc"].augment, augment_mode="all", cutmix=0.5, schedule="thirds"),
+    "hard labels": replace(SHORT, labels="hard", augment=""),
+    "adam, squares": replace(SHORT, optimizer="adam", loss="mse", schedule="constant"),
+    "other network": replace(SHORT, network="resnet10", width=2, steps=3),
+}
+
+
+def networks(folder):
+    """The weights that an evaluation has kept, by file."""
+    return {path.name: files.read_tensors(path, "network")[1] for path in folder.iterdir()}
+
+
+def assert_equal_networks(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name, weights in one.items():
+        for part, weight in weights.items():
+            assert torch.allclose(weight, other[name][part], **tolerance), (name, part, (weight - other[name][part]).abs().max())
+
+
+def soft(syn, number=0):
+    """The set in float64, with soft labels and a learned rate; another draw of the same size for every number."""
+    noise = 0.1 * torch.randn(syn.images.shape, dtype=torch.float64, generator=rng(number))
+    labels = (3 * torch.eye(4, dtype=torch.float64)[syn.labels] + torch.rand(12, 4, dtype=torch.float64, generator=rng(number))).softmax(1)
+    return PixelSet(syn.images + noise, labels, classes=syn.classes, preprocess=syn.preprocess, alpha=torch.tensor(0.04))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("together", [2, 3])
+def test_networks_side_by_side_become_what_they_become_alone(toy, syn, kind, together, tmp_path, monkeypatch):
+    """In float64, where rounding is small enough for nothing else to hide behind it."""
+    build = evaluate.models.build
+    monkeypatch.setattr(evaluate.models, "build", lambda *given, **options: build(*given, **options).double())
+    double = replace(toy, preprocess=types.SimpleNamespace(to=lambda _: lambda images: toy.preprocess(images).double()))
+    sets = [soft(syn, number) for number in range(3)]
+    for each in sets:
+        each.preprocess = double.preprocess
+    found = {count: evaluate.evaluate(sets, double, KINDS[kind], folder=tmp_path / str(count), quiet=True, together=count)
+             for count in (1, together)}
+    assert_equal_networks(networks(tmp_path / "1"), networks(tmp_path / str(together)), rtol=1e-9, atol=1e-9)
+    assert len(networks(tmp_path / "1")) == 3
+    assert torch.equal(found[1].accuracies, found[together].accuracies) and found[1].steps == found[together].steps
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_single_precision_differs_by_rounding_only(toy, made, resample, tmp_path):
+    protocol = replace(QUICK, resample=resample)
+    for together in (1, 3):
+        evaluate.evaluate(made, toy, protocol, folder=tmp_path / str(together), quiet=True, together=together)
+    assert_equal_networks(networks(tmp_path / "1"), networks(tmp_path / "3"), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "cutmix, thirds, all", "resampled"])
+def test_networks_side_by_side_are_given_the_same_batches_bit_for_bit(toy, syn, made, kind, monkeypatch):
+    seen, fit = [], train.fit
+
+    def noted(net, batches, *, loss, **options):
+        images, labels = [], []
+        net.register_forward_pre_hook(lambda _, given: images.append(given[0].clone()))
+        taken = fit(net, batches, loss=lambda logits, given: labels.append(given.clone()) or loss(logits, given), **options)
+        seen.append((images, labels))
+        return taken
+
+    monkeypatch.setattr(train, "fit", noted)
+    source, protocol = (made, replace(SHORT, resample=True)) if kind == "resampled" else (syn, KINDS[kind])
+    for together in (1, 3):
+        evaluate.evaluate(source, toy, protocol, quiet=True, together=together)
+    assert len(seen) == 4
+    for alone, stacked in zip(zip(*seen[:3], strict=True), seen[3], strict=True):       # images, then labels
+        for step in range(8):
+            assert torch.equal(torch.stack([parts[step] for parts in alone]), stacked[step])
+    assert not torch.equal(*seen[3][0][0][:2])
+
+
+def gpu(monkeypatch):
+    """The default of a GPU, on this machine."""
+    monkeypatch.setattr(evaluate, "at_once", lambda device, repeats, together: together or repeats)
+
+
+def sizes(monkeypatch):
+    """How many networks each call of `train.fit` trained, from now on."""
+    found, fit = [], train.fit
+    monkeypatch.setattr(train, "fit", lambda net, *given, **options: found.append(
+        len(net.weights[0]) if isinstance(net, train.Stack) else 1) or fit(net, *given, **options))
+    return found
+
+
+def test_a_gpu_trains_all_networks_at_once_and_a_cpu_one(toy, syn, monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert [evaluate.at_once(*given) for given in ((cpu, 5, None), (cuda, 5, None), (cpu, 5, 3), (cuda, 5, 1))] == [1, 5, 3, 1]
+    with pytest.raises(ValueError, match="together must be at least 1, got 0"):
+        evaluate.evaluate(syn, toy, QUICK, quiet=True, together=0)
+    trained = sizes(monkeypatch)
+    evaluate.evaluate(syn, toy, QUICK, quiet=True)
+    gpu(monkeypatch)
+    evaluate.evaluate(syn, toy, QUICK, quiet=True)
+    assert trained == [1, 1, 1, 3]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"checkpoints": (2, 5)}, "protocol 'quick' looks at the weights on the way"), ({"average": 0.9}, "looks at the weights on the way"),
+    ({"network": "resnet10_dim"}, "resnet10_dim has batch norm or dropout"), ({"batch_size": 5}, "differ in size or in learned rate"),
+    ({"lr": "alpha"}, "differ in size or in learned rate")])
+def test_what_cannot_be_trained_side_by_side_is_trained_alone_unless_asked_for(toy, syn, changes, message, monkeypatch):
+    chosen = [select.random(toy, 3 + number * ("batch_size" in changes), rng(number)) for number in range(3)]
+    for number, each in enumerate(chosen):
+        each.alpha = torch.tensor(0.01 * (number + 1))
+    protocol, trained = replace(QUICK, **changes), sizes(monkeypatch)
+    with pytest.raises(ValueError, match=f"{message}: networks cannot be trained side by side, use together=1"):
+        evaluate.evaluate(chosen, toy, protocol, quiet=True, together=2)
+    assert trained == []
+    alone = evaluate.evaluate(chosen, toy, protocol, quiet=True, together=1)
+    gpu(monkeypatch)
+    assert torch.equal(alone.accuracies, evaluate.evaluate(chosen, toy, protocol, quiet=True).accuracies)
+    assert trained == [1] * 6
+
+
+def test_networks_of_groups_of_any_size_are_kept_and_only_missing_ones_trained(toy, syn, tmp_path, monkeypatch):
+    five, trained = replace(QUICK, repeats=5), sizes(monkeypatch)
+    content = lambda: {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(TimeoutError, match="2 of 5 networks"):
+        evaluate.evaluate(syn, toy, five, folder=tmp_path, quiet=True, minutes=-1, together=2)
+    first = content()
+    assert sorted(first) == [f"network-quick-convnet3-{repeat}.safetensors" for repeat in (0, 1)]
+    (tmp_path / "network-quick-convnet3-0.safetensors").unlink()
+    whole = evaluate.evaluate(syn, toy, five, folder=tmp_path, quiet=True, together=3)
+    assert content()["network-quick-convnet3-1.safetensors"] == first["network-quick-convnet3-1.safetensors"]
+    assert trained == [2, 3, 1] and len(content()) == 5
+    assert torch.equal(whole.accuracies, evaluate.evaluate(syn, toy, five, folder=tmp_path, quiet=True, minutes=-1).accuracies)
+    assert trained == [2, 3, 1]
+    assert torch.equal(whole.accuracies, evaluate.evaluate(syn, toy, five, quiet=True).accuracies)
+
+
+def test_as_many_are_trained_at_once_as_the_memory_holds(toy, syn, monkeypatch):
+    fit, tried = train.fit, []
+
+    def small(net, *given, **options):
+        tried.append(len(net.weights[0]) if isinstance(net, train.Stack) else 1)
+        losses = fit(net, *given, **options)
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("too many")
+        return losses
+
+    five = replace(QUICK, repeats=5)
+    alone = evaluate.evaluate(syn, toy, five, quiet=True)
+    monkeypatch.setattr(train, "fit", small)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate.evaluate(syn, toy, five, quiet=True, together=5)
+    gpu(monkeypatch)
+    assert torch.equal(alone.accuracies, evaluate.evaluate(syn, toy, five, quiet=True).accuracies)
+    assert tried == [5, 5, 3, 2, 2, 1]
+
+
+def test_the_minutes_of_networks_side_by_side_are_counted_once(toy, syn):
+    started = time.monotonic()
+    taken = evaluate.evaluate(syn, toy, replace(QUICK, steps=20), quiet=True, together=3).minutes
+    assert 0.5 * (time.monotonic() - started) < 60 * taken <= time.monotonic() - started
 
 
 def test_mean_and_std_are_over_networks(toy, syn):
