@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
+
+from ddlib.kernels.augment import change, cut_sides
 
 if TYPE_CHECKING:
     from ddlib.data import ImageSet
@@ -29,7 +30,6 @@ BRIGHTNESS = 0.5         # added to every pixel, within +-0.5, in the units of n
 SATURATION = 2.0         # the difference to the pixel's mean over channels is multiplied by 0 to 2
 CONTRAST = 0.5           # the difference to the image's mean is multiplied by 1 +- 0.5
 CROP = 0.125             # largest translation, as a part of the side: 4 pixels at 28 and at 32
-CUTOUT = 0.5             # side of the square that is cut out, as a part of the image's side
 FLIP = 0.5               # probability
 SCALE = 1.2              # the sampling grid is multiplied by 1/1.2 to 1.2, each axis on its own
 ROTATE = 15.0            # degrees, to either side
@@ -51,7 +51,7 @@ def _uniform(n: int, k: int, low: float, high: float, rng: Generator) -> Tensor:
     return low + (high - low) * torch.rand((n, k), generator=rng)
 
 
-# Each operation is a pair: draw(n, h, w, rng) -> values (n, k), and apply(images (B, c, h, w), values), n = 1 or B.
+# How the values (n, k) of an operation are drawn for images of h x w; what they do stands in `ddlib.kernels.augment`.
 
 
 def _draw_color(n: int, h: int, w: int, rng: Generator) -> Tensor:
@@ -61,116 +61,33 @@ def _draw_color(n: int, h: int, w: int, rng: Generator) -> Tensor:
     return torch.cat([brightness, saturation, contrast], dim=1)                        # (n, 3)
 
 
-def _color(images: Tensor, values: Tensor) -> Tensor:
-    brightness, saturation, contrast = values.to(images.dtype).T[..., None, None, None]    # (n, 1, 1, 1) each
-    images = images + brightness
-    if images.shape[1] > 1:                                  # one channel is its own mean: saturation changes nothing
-        grey = images.mean(dim=1, keepdim=True)                                        # (B, 1, h, w)
-        images = torch.lerp(grey, images, saturation)
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)                                    # (B, 1, 1, 1)
-    return torch.lerp(mean, images, contrast)
-
-
 def _draw_crop(n: int, h: int, w: int, rng: Generator) -> Tensor:
+    """Pixels down and right (n, 2)."""
     down, right = floor(h * CROP + 0.5), floor(w * CROP + 0.5)
     return torch.cat([torch.randint(-most, most + 1, (n, 1), generator=rng) for most in (down, right)], dim=1)
 
 
-def _crop(images: Tensor, values: Tensor) -> Tensor:
-    """Translate by values (n, 2) = pixels down and right, with zeros where nothing arrives."""
-    b, c, h, w = images.shape
-    framed = F.pad(images, (1, 1, 1, 1)).view(b, c, -1)            # one frame of zeros serves every distance
-    rows = (torch.arange(1, h + 1, device=images.device) - values[:, :1]).clamp(0, h + 1)      # (n, h), where each
-    cols = (torch.arange(1, w + 1, device=images.device) - values[:, 1:]).clamp(0, w + 1)      # (n, w)  comes from
-    index = rows[:, :, None] * (w + 2) + cols[:, None, :]                              # (n, h, w)
-    return framed.gather(2, index.view(-1, 1, h * w).expand(b, c, -1)).view(b, c, h, w)
-
-
 def _draw_cutout(n: int, h: int, w: int, rng: Generator) -> Tensor:
     """Centres (n, 2). A square of even side has its centre between pixels, hence one more place for it."""
-    sides = floor(h * CUTOUT + 0.5), floor(w * CUTOUT + 0.5)
+    sides = cut_sides(h, w)
     highs = h + 1 - sides[0] % 2, w + 1 - sides[1] % 2
     return torch.cat([torch.randint(0, high, (n, 1), generator=rng) for high in highs], dim=1)
-
-
-def _cutout(images: Tensor, values: Tensor) -> Tensor:
-    h, w = images.shape[2:]
-    sides = floor(h * CUTOUT + 0.5), floor(w * CUTOUT + 0.5)
-    top, left = values[:, :1] - sides[0] // 2, values[:, 1:] - sides[1] // 2           # (n, 1) each
-    rows, cols = torch.arange(h, device=images.device), torch.arange(w, device=images.device)
-    in_rows = (rows >= top) & (rows < top + sides[0])                                  # (n, h)
-    in_cols = (cols >= left) & (cols < left + sides[1])                                # (n, w)
-    keep = ~(in_rows[:, :, None] & in_cols[:, None, :])                                # (n, h, w)
-    return images * keep[:, None].to(images.dtype)
 
 
 def _draw_flip(n: int, h: int, w: int, rng: Generator) -> Tensor:
     return torch.rand((n, 1), generator=rng) < FLIP
 
 
-def _flip(images: Tensor, values: Tensor) -> Tensor:
-    return torch.where(values[:, :, None, None], images.flip(3), images)
-
-
 def _draw_scale(n: int, h: int, w: int, rng: Generator) -> Tensor:
     return _uniform(n, 2, 1 / SCALE, SCALE, rng)
-
-
-def _scale(images: Tensor, values: Tensor) -> Tensor:
-    return _resample(images, torch.diag_embed(values))
 
 
 def _draw_rotate(n: int, h: int, w: int, rng: Generator) -> Tensor:
     return _uniform(n, 1, -ROTATE * pi / 180, ROTATE * pi / 180, rng)                  # radians
 
 
-def _rotate(images: Tensor, values: Tensor) -> Tensor:
-    h, w = images.shape[2:]
-    angle = values.to(images.dtype)                                                    # (n, 1)
-    cos, sin = angle.cos(), angle.sin()
-    matrix = torch.cat([cos, -sin * h / w, sin * w / h, cos], dim=1)    # the grid runs from -1 to 1 along either side
-    return _resample(images, matrix.view(-1, 2, 2))
-
-
-def _resample(images: Tensor, matrix: Tensor) -> Tensor:
-    """Sample at the grid times matrix (n, 2, 2), in coordinates (x, y) of [-1, 1], bilinearly, with zeros outside."""
-    b, c, h, w = images.shape
-    theta = F.pad(matrix.to(images.dtype), (0, 1))                                     # (n, 2, 3), no translation
-    grid = F.affine_grid(theta, [len(theta), c, h, w], align_corners=False)            # (n, h, w, 2)
-    # one grid for all images: let the batch be channels, so that its weights are computed once
-    stacked = images.reshape(len(theta), -1, h, w)
-    return _GridSample.apply(stacked, grid, False).view(b, c, h, w)
-
-
-class _GridSample(torch.autograd.Function):
-    """`F.grid_sample`, which older versions of torch (2.8) differentiate only once.
-
-    For a fixed grid it is a linear map of the images, so its derivative is its transpose and the other way round.
-    """
-
-    @staticmethod
-    def forward(images: Tensor, grid: Tensor, transposed: bool) -> Tensor:
-        if transposed:   # its second argument only gives the shape: input and output images have the same
-            return torch.ops.aten.grid_sampler_2d_backward(images, images, grid, 0, 0, False, [True, False])[0]
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, grid, ctx.transposed = inputs
-        ctx.save_for_backward(grid)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _GridSample.apply(grad, ctx.saved_tensors[0], not ctx.transposed), None, None
-
-
-OPS: dict[str, tuple[Callable[[int, int, int, Generator], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "color": (_draw_color, _color),
-    "crop": (_draw_crop, _crop),
-    "cutout": (_draw_cutout, _cutout),
-    "flip": (_draw_flip, _flip),
-    "scale": (_draw_scale, _scale),
-    "rotate": (_draw_rotate, _rotate),
+OPS: dict[str, Callable[[int, int, int, Generator], Tensor]] = {
+    "color": _draw_color, "crop": _draw_crop, "cutout": _draw_cutout, "flip": _draw_flip, "scale": _draw_scale, "rotate": _draw_rotate,
 }
 
 
@@ -214,7 +131,7 @@ def draw(
     one = [ops[int(torch.randint(len(ops), (), generator=rng))]] if ops else []
     chosen = (*before, *one, *after)
     _, h, w = shape
-    values = tuple(OPS[op][0](1 if siamese else batch, h, w, rng) for op in chosen)
+    values = tuple(OPS[op](1 if siamese else batch, h, w, rng) for op in chosen)
     return Params(chosen, values, (h, w))
 
 
@@ -230,7 +147,7 @@ def apply(params: Params, images: Tensor) -> Tensor:
             raise ValueError(
                 f"the parameters are for {len(values)} images, got {len(images)}; draw them with siamese=True to share"
             )
-        images = OPS[op][1](images, values.to(images.device))
+        images = change(op, images, values)
     return images
 
 

@@ -15,6 +15,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ddlib.kernels import poster as kernel
+
 Rule = Literal["paper", "code"]          # how labels are read: the paper's words, or what the official code does
 SMALLEST_SUM = 1e-8                      # a label that adds up to less is taken for uniform
 
@@ -114,17 +116,14 @@ class Layout:
         return (rows[:, :, None] * self.width + columns[:, None, :]).flatten(1)
 
     def extract(self, poster: Tensor, index: Tensor) -> Tensor:
-        """Patches (N, c, p_h, p_w) of a poster (c, h, w); where they overlap their gradients add up."""
-        pixels = poster.flatten(1).index_select(1, index.flatten())                                   # (c, N p_h p_w)
-        return pixels.view(len(poster), -1, self.patch_height, self.patch_width).transpose(0, 1)
+        """Patches (N, c, p_h, p_w) of a poster (c, h, w) at rows of `index`; where they overlap their gradients add up."""
+        return kernel.extract(poster, index, (self.patch_height, self.patch_width))
 
     def merge(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """The mean (c, h, w) of what patches (N, c, p_h, p_w) show of each pixel, and how many show it (h, w)."""
-        flat = patches.transpose(0, 1).flatten(1)                                                     # (c, N p_h p_w)
-        index = self.index().flatten().to(patches.device)
-        total = flat.new_zeros(len(flat), self.height * self.width).index_add_(1, index, flat)
+        total = kernel.add_up(patches, self.index().to(patches.device), (self.height, self.width))
         count = self.coverage().to(patches.device)
-        return total.view(-1, self.height, self.width) / count.clamp_min(1), count
+        return total / count.clamp_min(1), count
 
     def coverage(self) -> Tensor:
         """(h, w): how many patches cover each pixel."""
