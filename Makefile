@@ -99,6 +99,7 @@ book: $(VENV)/.book
 
 bench: $(VENV)/.test
 	@$(PY) tests/bench/run.py
+	@$(PY) tests/bench/kernels.py book/results/bench.csv
 
 # One resolution for every platform and Python from 3.11 on; no index address and no local path is written into it.
 lock: $(VENV)/.uv

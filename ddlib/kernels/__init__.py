@@ -21,7 +21,7 @@ Mode = Literal["auto", "on", "off"]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"        # kernels run on the CPU, slowly, for tests
 try:
-    if not (INTERPRETED or torch.cuda.is_available()):         # a CPU alone need not wait for its import
+    if not (INTERPRETED or torch.cuda.is_available()):         # nothing here could run them
         raise ImportError
     import triton
     import triton.language as tl

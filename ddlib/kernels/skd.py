@@ -18,7 +18,7 @@ from ddlib.kernels import jit, power_of_2, run_fast, tl
 
 STD_EPS = 1e-7
 MOST = 8192              # classes that one program holds in registers
-TILE = 2048              # logits of one program, where rows are short
+TILE = 512               # logits of one program, where rows are short
 
 
 def standardize_logits(logits: Tensor, tau: float) -> Tensor:

@@ -1,0 +1,137 @@
+"""Who runs, what the kernels are compiled to, and that methods do not notice."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_checks import DEVICE
+from safetensors.torch import load_file
+
+from ddlib import data, kernels
+from ddlib.kernels import skd, traffic
+from ddlib.methods import cgan, ddpp, dim, dm, esp, gld, kfs, mtt, podd, rat_bptt
+from ddlib.methods import skd as skd_method
+
+LOGITS = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+
+
+def called(monkeypatch: pytest.MonkeyPatch, tensors: tuple[torch.Tensor, ...] = LOGITS) -> int:
+    """How often skd's kernel runs for one loss."""
+    count = []
+    monkeypatch.setattr(skd._SKD, "apply", lambda *inputs: count.append(1) or torch.zeros(()))
+    skd.skd_loss(*tensors, 2.0)
+    return len(count)
+
+
+def test_on_a_cpu_plain_torch_runs_unless_kernels_are_asked_for(monkeypatch):
+    monkeypatch.delenv("DDLIB_KERNELS", raising=False)
+    assert kernels.mode() == "auto" and called(monkeypatch) == 0
+    with kernels.using("on"):
+        assert called(monkeypatch) == 1
+        with kernels.using("off"):
+            assert called(monkeypatch) == 0
+        assert called(monkeypatch) == 1
+    monkeypatch.setenv("DDLIB_KERNELS", "on")
+    assert called(monkeypatch) == 1
+
+
+def test_double_precision_is_left_to_torch_and_said_once(monkeypatch):
+    kernels.say_once.cache_clear()
+    with kernels.using("on"), pytest.warns(UserWarning, match="kernel skd: not for float64, plain torch runs instead"):
+        assert called(monkeypatch, tuple(each.double() for each in LOGITS)) == 0
+
+
+def test_a_gpu_without_triton_and_an_unknown_mode_have_a_sentence(monkeypatch):
+    with pytest.raises(ValueError, match="unknown mode of the kernels 'fast'; choose from auto, on, off"), kernels.using("fast"):
+        pass
+    assert kernels.mode() in ("auto", "on", "off")                     # the refused mode is gone
+    monkeypatch.setattr(kernels, "AVAILABLE", False)
+    with pytest.raises(RuntimeError, match="kernels need Triton"), kernels.using("on"):
+        pass
+    kernels.say_once.cache_clear()
+    monkeypatch.setenv("DDLIB_KERNELS", "on")
+    with pytest.warns(UserWarning, match="Triton is not installed, plain torch runs instead"):
+        assert not kernels.run_fast("skd", *LOGITS)
+
+
+def test_a_machine_without_gpu_has_no_kernels_and_needs_none():
+    environment = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "DDLIB_KERNELS")}
+    code = "from ddlib import kernels; from ddlib.kernels import skd; print(kernels.AVAILABLE, type(skd._kernel).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "function"], done.stderr
+
+
+@pytest.mark.parametrize(("least", "block"), [(0, 1), (1, 1), (2, 2), (3, 4), (1000, 1024), (1024, 1024)])
+def test_blocks_are_powers_of_two(least, block):
+    assert kernels.power_of_2(least) == block
+
+
+def test_traffic_counts_what_is_launched_and_moved():
+    x = torch.ones(100)
+    with traffic.Traffic() as seen:
+        y = x + 1                                    # reads and writes 400 bytes
+        y.view(10, 10).t()                           # moves nothing
+        y.mul_(2)                                    # 400 bytes, in their place: seen once
+        x[:1].expand(50) * torch.ones(50)            # makes 200 bytes, reads 200 twice, makes 200
+    assert (seen.launches, seen.bytes) == (4, 800 + 400 + 200 + (200 + 200 + 200))
+
+
+@pytest.mark.skipif(not kernels.AVAILABLE, reason="Triton is not installed")
+def test_every_kernel_compiles_for_a_gpu_that_is_not_there():
+    done = subprocess.run([sys.executable, str(Path(__file__).with_name("compile_kernels.py")), "90"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in kernels_in_the_library():
+        assert f"{name} " in done.stdout, f"{name} was not compiled"
+
+
+def kernels_in_the_library() -> list[str]:
+    """Functions that are launched, as `file._name`: a launch is written `_name[grid](...)` or given to a launcher by name."""
+    found = []
+    for path in sorted(Path(kernels.__file__).parent.glob("*.py")):
+        text = path.read_text()
+        names = re.findall(r"^@jit\ndef (\w+)\(", text, flags=re.MULTILINE)
+        found += [f"{path.stem}.{name}" for name in names if re.search(rf"\b{name}\[|\({name}, ", text)]
+    return found
+
+
+def test_the_library_has_six_kernels():
+    assert {name.split(".")[0] for name in kernels_in_the_library()} == {"augment", "block", "poster", "skd", "subspace", "trajectory"}
+
+
+METHODS = {module.__name__.rsplit(".", 1)[1]: module for module in (cgan, ddpp, dim, dm, esp, gld, kfs, mtt, podd, rat_bptt, skd_method)}
+
+
+@pytest.fixture(scope="module")
+def runs_folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DDLIB_RUNS", str(tmp_path_factory.mktemp("runs")))
+        yield
+
+
+# an interpreted inner step takes seconds: fewer of them where there are many
+FEWER = {"podd": {"window": 1, "max_inner": 2, "patches_x": 2, "distances": "none"}, "rat_bptt": {"window": 2, "max_inner": 3}}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_tiny_preset_distils_the_same_set_with_kernels(name, runs_folder, tmp_path):
+    method, real = METHODS[name], data.load("toy").to(DEVICE)
+    config = replace(method.PRESETS["tiny"], steps=2, **FEWER.get(name, {}))
+    if hasattr(method, "prepare"):
+        method.prepare(real, config)                                   # experts and GANs, once, without kernels
+    found = []
+    for mode in ("off", "on"):
+        with kernels.using(mode):
+            *_, last = method.distill(real, config)
+        last.syn.save(tmp_path / f"{mode}.safetensors")
+        found.append(load_file(tmp_path / f"{mode}.safetensors"))
+    plain, fast = found
+    assert plain.keys() == fast.keys()
+    for key, tensor in plain.items():
+        torch.testing.assert_close(fast[key].float(), tensor.float(), rtol=1e-3, atol=2e-4)
