@@ -24,7 +24,8 @@ class Traffic(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         aliased = [each.alias_info for each in func._schema.returns]
         view = bool(aliased) and all(each is not None and not each.is_write for each in aliased)
-        if not view and "empty" not in func.__name__ and func.__name__.split(".")[0] not in ("detach", "_local_scalar_dense", "_unsafe_view"):
+        name = func.__name__.split(".")[0]
+        if not view and "empty" not in name and name not in ("detach", "_local_scalar_dense", "_unsafe_view"):
             touched = {id(each): each for each in tree_leaves((args, kwargs, made)) if isinstance(each, Tensor)}
             self.launches += 1
             self.bytes += sum(min(each.numel() * each.element_size(), each.untyped_storage().nbytes()) for each in touched.values())
