@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torchvision
 from torch import Tensor, nn
+
+from ddlib.kernels.block import norm_relu_pool
 
 Shape = tuple[int, int, int]                                                           # c, h, w
 
@@ -67,6 +70,17 @@ class Classifier(nn.Module):
         return self.head(self.body[self.middle:](features).flatten(1)), features
 
 
+class ConvBlock(nn.Sequential):
+    """Convolution, norm, ReLU and 2x2 average pooling, the last three at once: (B, inputs, h, w) -> (B, width, h // 2, w // 2)."""
+
+    def __init__(self, inputs: int, width: int, padding: int):
+        super().__init__(nn.Conv2d(inputs, width, 3, padding=padding), instance_norm(width), nn.ReLU(), nn.AvgPool2d(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = cast(nn.GroupNorm, self[1])
+        return norm_relu_pool(self[0](x), norm.weight, norm.bias, norm.eps)
+
+
 class ConvNet(Classifier):
     """ConvNet-D (DC, section 4; the default of every method): `depth` blocks of convolution, norm, ReLU and pooling.
 
@@ -78,8 +92,7 @@ class ConvNet(Classifier):
         blocks, inputs = [], shape[0]
         for index in range(depth):
             padding = 3 if index == 0 and padded_to_32(shape) else 1
-            conv = nn.Conv2d(inputs, width, kernel_size=3, padding=padding)
-            blocks.append(nn.Sequential(conv, instance_norm(width), nn.ReLU(), nn.AvgPool2d(2)))
+            blocks.append(ConvBlock(inputs, width, padding))
             inputs = width
         h, w = map_size(shape, depth)
         super().__init__(nn.Sequential(*blocks), width * h * w, num_classes, middle=2)
