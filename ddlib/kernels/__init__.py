@@ -71,6 +71,8 @@ def run_fast(name: str, *tensors: Tensor, unless: str = "") -> bool:
         return False
     strange = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()
                and tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16)}
+    if tensors[0].is_cuda and tensors[0].device.index != torch.cuda.current_device():
+        unless = f"not for {tensors[0].device} while cuda:{torch.cuda.current_device()} is the current device"
     if strange or unless:
         say_once(f"kernel {name}: {unless or 'not for ' + ', '.join(sorted(strange))}, plain torch runs instead")
         return False

@@ -1,8 +1,8 @@
 """Split a gradient G (P,) into its part inside the span of E (P, r) and the rest, whose norm ESP minimises (eqs. 5 and 7).
 
 Each pass over E needs a sum over all of the one before: a = E^T G; the rest G - E a with its norm, its sign s and b = E^T s;
-the derivative V = s - E b. So the floor is 3 readings of E and 7 vectors: 12 P r + 28 P bytes, 8 P r operations: bound by
-memory. (An E that the cache holds, 4 P r bytes, leaves memory once.) Plain torch reads E 6 times and moves 84 P more, in 14
+the derivative V = s - E b. So the floor is 3 readings of E and 6 vectors: 12 P r + 24 P bytes, 8 P r operations: bound by
+memory. (An E that the cache holds, 4 P r bytes, leaves memory once.) Plain torch reads E 4 times and moves 76 P more, in 11
 launches; these are 6.
 """
 

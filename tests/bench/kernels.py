@@ -97,7 +97,7 @@ def cases(device: torch.device, large: bool) -> list[Case]:
                           24 * P, 90 * P))
         span = torch.linalg.qr(normal(P, 16))[0]
         found.append(Case("subspace", f"P = {P:,}, r = 16, with gradient",
-                          with_gradient(lambda g, e=span: subspace.split(g, e).loss, student), 12 * P * 16 + 28 * P, 8 * P * 16))
+                          with_gradient(lambda g, e=span: subspace.split(g, e).loss, student), 12 * P * 16 + 24 * P, 8 * P * 16))
     for B, C in ((1 << 18, 10), (1 << 14, 1000)) if large else ((64, 10), (4096, 10)):
         seen, made = normal(B, C), normal(B, C)
         found.append(Case("skd", f"{B:,} rows of {C}, with gradient",
