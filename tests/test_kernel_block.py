@@ -63,6 +63,23 @@ def test_half_precision_is_summed_in_single(dtype, weights_too):
     assert [each.dtype for each in (*first, *second)] == [each.dtype for each in (*given, *given[:2])]
 
 
+def test_gradients_of_single_weights_are_not_rounded_to_half():
+    """Signs as directions, which half precision holds exactly: what is left are sums."""
+    x, weight, bias = inputs(40, 2, 6, 6)
+    x, sign = x.half(), torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).sign()
+
+    def gradients(function, dtype):
+        given = [each.to(DEVICE, dtype).requires_grad_() for each in (weight, bias)]
+        maps = x.to(DEVICE, torch.float64 if dtype == torch.float64 else torch.float16).requires_grad_()
+        dx, *first = torch.autograd.grad(function(maps, *given).sum(), [maps, *given], create_graph=True)
+        return [*first, *torch.autograd.grad((dx * sign.to(dx)).sum(), given[0])]
+
+    with kernels.using("on"):
+        found = gradients(fast, torch.float32)
+    for ours, theirs in zip(found, gradients(plain, torch.float64), strict=True):
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, True, True), (True, False, True)])
 def test_gradients_go_only_where_they_are_wanted(wanted):
     """Then some of the directions that the double backward pass is given do not exist."""

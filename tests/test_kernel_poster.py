@@ -62,9 +62,11 @@ def test_patches_may_be_shifted_left_out_and_repeated(cyclic):
 def test_half_precision_is_summed_in_single(dtype):
     layout, poster, patches = given(ROUND, 1, dtype)
     check(layout, poster, patches, layout.index())
-    ones, many = torch.ones(400, 1, 2, 3, dtype=dtype, device=DEVICE), torch.zeros(400, 6, dtype=torch.int64, device=DEVICE)
+    many = torch.ones(400, 1, 2, 3)
+    many[0] = 2.0**14                                                    # a one that is added to it in half precision is lost
+    places = torch.tensor([0, 1, 2, 5, 6, 7]).expand(400, -1).to(DEVICE)
     with kernels.using("on"):
-        assert kernel.add_up(ones, many + torch.tensor([0, 1, 2, 5, 6, 7], device=DEVICE), (3, 5))[0, :2, :3].eq(400).all()
+        assert kernel.add_up(many.to(DEVICE, dtype), places, (3, 5))[0, :2, :3].eq(torch.tensor(2.0**14 + 399).to(dtype)).all()
 
 
 def test_a_poster_patches_and_places_that_are_not_contiguous():
