@@ -208,7 +208,8 @@ def evaluate(syn: DistilledSet | Sequence[DistilledSet], real: ImageSet, protoco
     evaluation that is killed goes on with the next one. Raises ValueError when the set and the data do not fit together, and
     TimeoutError, after the first network that ends later than `minutes` from now, unless it was the last.
     together: networks that are trained side by side, whose weights then differ by rounding. By default all of them on a GPU,
-    which one alone leaves idle, or as many as its memory holds, or 1 if there is an `obstacle`; on a CPU 1.
+    which one alone leaves idle, or as many as its memory holds; 1 on a CPU, where there is an `obstacle`, or with `minutes`,
+    because a group is kept when all of it is ready.
     """
     if isinstance(protocol, str):
         protocol = with_options(protocol)
@@ -299,6 +300,8 @@ def train_all(sets: Sequence[DistilledSet], real: ImageSet, protocol: Protocol, 
               together: int | None) -> Iterator[tuple[int, Trained]]:
     """The numbered networks of a protocol as they become ready, several side by side if it can be; arguments as `evaluate`."""
     most = at_once(real.train.images.device, len(sets), together)
+    if not together and (deadline < math.inf or protocol.checkpoints or protocol.average):
+        most = 1
     starts: Iterable[Start] = (begin(each, real, protocol, seed, repeat, folder) for repeat, each in enumerate(sets))
     if most > 1:
         starts = list(starts)

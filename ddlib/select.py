@@ -184,6 +184,8 @@ def main() -> int:
 def budget(text: str) -> float:
     """Images per class: a whole number, or a share of one."""
     ipc = float(text)
+    if not 0 < ipc < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text}")
     return int(ipc) if ipc.is_integer() else ipc
 
 

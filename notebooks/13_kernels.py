@@ -106,7 +106,7 @@ SIX = {
                8 * cut + 8 * picture.numel(), cut, 2),
     "augment": ("rotate 256 images", with_gradient(lambda x: change.rotate(x, moved), images), 16 * images.numel(),
                 110 * images.numel(), 2),
-    "trajectory": (f"P = {P:,}", with_gradient(lambda x: trajectory.reference(x, t, b, 0.1, "signed").loss, s), 24 * P, 90 * P, 3),
+    "trajectory": (f"P = {P:,}", with_gradient(lambda x: trajectory.reference(x, t, b, 0.1, "signed").loss, s), 24 * P, 59 * P, 3),
     "subspace": (f"P = {P:,}, r = {r}", with_gradient(lambda x: subspace.reference(x, E).loss, s.clone()),
                  12 * P * r + 24 * P, 8 * P * r, 6),
     "skd": ("64 rows of 10", with_gradient(lambda x: skd.reference(seen, x, 2.0), made), 12 * 64 * 10, 80 * 64 * 10, 2),

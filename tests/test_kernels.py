@@ -57,7 +57,7 @@ def test_a_gpu_without_triton_and_an_unknown_mode_have_a_sentence(monkeypatch):
         pass
     kernels.say_once.cache_clear()
     monkeypatch.setenv("DDLIB_KERNELS", "on")
-    with pytest.warns(UserWarning, match="Triton is not installed, plain torch runs instead"):
+    with pytest.warns(UserWarning, match="plain torch runs instead, as they need Triton"):
         assert not kernels.run_fast("skd", *LOGITS)
 
 
@@ -108,6 +108,9 @@ def test_the_library_has_six_kernels():
 METHODS = {module.__name__.rsplit(".", 1)[1]: module for module in (cgan, ddpp, dim, dm, esp, gld, kfs, mtt, podd, rat_bptt, skd_method)}
 
 
+GANS = ("cgan", "dim", "gld", "skd")
+
+
 @pytest.fixture(scope="module")
 def runs_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -121,17 +124,23 @@ FEWER = {"podd": {"window": 1, "max_inner": 2, "patches_x": 2, "distances": "non
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_tiny_preset_distils_the_same_set_with_kernels(name, runs_folder, tmp_path):
+    """What two updates have changed is the same: a set that hardly moves would hide wrong gradients within a tolerance."""
     method, real = METHODS[name], data.load("toy").to(DEVICE)
-    config = replace(method.PRESETS["tiny"], steps=2, **FEWER.get(name, {}))
+    config = replace(method.PRESETS["tiny"], steps=3, **FEWER.get(name, {}))
     if hasattr(method, "prepare"):
         method.prepare(real, config)                                   # experts and GANs, once, without kernels
-    found = []
+    moved = []
     for mode in ("off", "on"):
+        path = tmp_path / f"{mode}.safetensors"
         with kernels.using(mode):
-            *_, last = method.distill(real, config)
-        last.syn.save(tmp_path / f"{mode}.safetensors")
-        found.append(load_file(tmp_path / f"{mode}.safetensors"))
-    plain, fast = found
-    assert plain.keys() == fast.keys()
-    for key, tensor in plain.items():
-        torch.testing.assert_close(fast[key].float(), tensor.float(), rtol=1e-3, atol=2e-4)
+            steps = method.distill(real, config)
+            next(steps).syn.save(path)
+            before = load_file(path)
+            for last in steps:
+                last.syn.save(path)
+        after = load_file(path)
+        assert after.keys() == before.keys()
+        moved.append(torch.cat([(after[key].double() - before[key].double()).flatten() for key in sorted(after)]))
+    plain, fast = moved
+    # Adam moves a generator's biases, which the norm behind them removes, by the signs of rounding errors
+    assert plain.norm() > 0 and (fast - plain).norm() <= (0.2 if name in GANS else 0.01) * plain.norm()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +20,17 @@ from torch import Tensor
 
 Mode = Literal["auto", "on", "off"]
 
+
+def can_launch() -> bool:
+    """Whether there is a GPU that Triton makes code for, and a C compiler, with which it builds its launcher."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (7, 0):
+        return False
+    return any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang", "cc"))))
+
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"        # kernels run on the CPU, slowly, for tests
 try:
-    if not (INTERPRETED or torch.cuda.is_available()):         # nothing here could run them
+    if not (INTERPRETED or can_launch()):
         raise ImportError
     import triton
     import triton.language as tl
@@ -64,10 +73,11 @@ def run_fast(name: str, *tensors: Tensor, unless: str = "") -> bool:
 
     unless: what its shapes are unfit for; empty if they are fit. A graph that is being compiled is left to the compiler.
     """
-    if mode() == "off" or not (tensors[0].is_cuda or (mode() == "on" and INTERPRETED)) or torch.compiler.is_compiling():
+    if mode() == "off" or not (tensors[0].is_cuda or mode() == "on") or torch.compiler.is_compiling():
         return False
-    if not AVAILABLE:
-        say_once("kernels: Triton is not installed, plain torch runs instead (pip install triton)")
+    if not AVAILABLE or not (tensors[0].is_cuda or INTERPRETED):
+        say_once("kernels: plain torch runs instead, as they need Triton, a C compiler and a CUDA device of compute capability 7 or more, "
+                 "or TRITON_INTERPRET=1")
         return False
     strange = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()
                and tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16)}

@@ -125,6 +125,7 @@ REFERENCE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def change(op: str, images: Tensor, values: Tensor) -> Tensor:
     """Images (B, c, h, w) changed by the operation named `op`, with values (n, k) for all of them (n = 1) or for each (n = B)."""
     many = "" if images.shape[1] <= MOST else f"not for {images.shape[1]} channels"
+    many = many if len(values) in (1, len(images)) else f"not for {len(values)} values of {len(images)} images"
     if images.numel() and run_fast("augment", images, unless=many) and (op != "scale" or _large_enough(images, values)):
         # a copy that need not be waited for: small values are taken from the host before it returns
         return _Change.apply(images, values.to(images.device, torch.float32, non_blocking=True).contiguous(), op, False, True)

@@ -45,7 +45,7 @@ def extract(poster: Tensor, index: Tensor, size: Size) -> Tensor:
     index: (N, p_h p_w), each row the places of a window in the flattened poster, which may go round its edges (`Layout.index`).
     """
     whole = (poster.shape[1], poster.shape[2])
-    if index.numel() and poster.numel() and run_fast("poster", poster, unless=_unfit(whole, size)):
+    if index.numel() and poster.numel() and run_fast("poster", poster, unless=_unfit(whole, size, index)):
         return _Patches.apply(poster, index, whole, size, False)
     return reference(poster, index, size)
 
@@ -53,12 +53,14 @@ def extract(poster: Tensor, index: Tensor, size: Size) -> Tensor:
 def add_up(patches: Tensor, index: Tensor, size: Size) -> Tensor:
     """The poster (c, h, w) of size (h, w) in whose pixels patches (N, c, p_h, p_w) at `index`, as in `extract`, are added up."""
     each = (patches.shape[2], patches.shape[3])
-    if patches.numel() and run_fast("poster", patches, unless=_unfit(size, each)):
+    if patches.numel() and run_fast("poster", patches, unless=_unfit(size, each, index)):
         return _Patches.apply(patches, index, size, each, True)
     return added_reference(patches, index, size)
 
 
-def _unfit(whole: Size, size: Size) -> str:
+def _unfit(whole: Size, size: Size, index: Tensor) -> str:
+    if index.ndim != 2 or index.shape[1] != size[0] * size[1]:
+        return f"not for places {tuple(index.shape)} of patches of {size}"
     return "" if size[0] <= whole[0] and size[1] <= whole[1] else f"not for patches of {size} on a poster of {whole}"
 
 

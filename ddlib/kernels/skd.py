@@ -1,6 +1,7 @@
 """Standardise logits, soften them, compare two class distributions (SKD, eqs. 3-6): by row, with the gradient, in one pass.
 
-Floor for B x C logits: read both (8 B C bytes), write the gradient of one or both (4 or 8 B C) and a loss for each row (4 B).
+Floor for B x C logits: read both (8 B C bytes), write the gradient of one or both (4 or 8 B C) and a loss for each row (4 B). What
+comes down to the loss multiplies the gradient afterwards, which is read and written once more.
 About 40 operations and 2 exponentials for each logit: bound by memory from C = 10 on. Plain torch reads and writes about 20 times
 as much, in as many launches.
 """
@@ -42,7 +43,8 @@ def reference(real_logits: Tensor, syn_logits: Tensor, tau: float, standardize: 
 def skd_loss(real_logits: Tensor, syn_logits: Tensor, tau: float, standardize: bool = True) -> Tensor:
     """KL(d_real || d_syn) of the softened class distributions, mean over the batch (SKD, eqs. 4-6). Logits are (B, C)."""
     B, C = real_logits.shape
-    unfit = "" if 2 <= C <= MOST and B else f"not for {B} rows of {C} classes"
+    alike = (syn_logits.shape, syn_logits.dtype) == (real_logits.shape, real_logits.dtype)
+    unfit = "" if alike and 2 <= C <= MOST and B else f"not for {B} rows of {C} classes" if alike else "not for logits of two kinds"
     if run_fast("skd", real_logits, syn_logits, unless=unfit):
         return _SKD.apply(real_logits, syn_logits, tau, standardize)
     return reference(real_logits, syn_logits, tau, standardize)

@@ -51,7 +51,8 @@ def split(gradient: Tensor, span: Tensor, norm: Norm = "l1") -> Split:
     unfit = ""
     if span.requires_grad:
         unfit = "not for gradients of the basis"
-    elif gradient.ndim != 1 or span.ndim != 2 or not 1 <= span.shape[1] <= MOST or not len(gradient) or gradient.dtype != span.dtype:
+    elif (gradient.ndim != 1 or span.ndim != 2 or not 1 <= span.shape[1] <= MOST or not 0 < len(gradient) == len(span)
+          or gradient.dtype != span.dtype):
         unfit = f"not for {tuple(gradient.shape)} of {gradient.dtype} and {tuple(span.shape)} of {span.dtype}"
     if run_fast("subspace", gradient, span, unless=unfit):
         return Split(*_Split.apply(gradient, span, norm))

@@ -4,7 +4,7 @@ Floor for P parameters: read three vectors, write a gradient, 16 P bytes. But th
 only when all is read, so the kernel reads twice: student, target and start (12 P), then student and target, while the gradient
 is written (12 P). Of a few million parameters the second reading is served by the cache. (Writing student - target at once, to
 be multiplied later, moves the same 24 P and needs a vector of memory.) About 55 operations and 4 divisions a parameter: bound
-by memory. Plain torch moves 307 P bytes in 45 launches for DDPP and 72 P in 13 for MTT; these are 3 launches.
+by memory. Plain torch moves 307 P bytes in 45 launches for DDPP and 94 P in 19 for MTT; these are 3 launches.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def interleaved(variants: dict[str, Callable[[], object]], device: torch.device)
     """Seconds of every variant, once each in turn, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for work in variants.values():
-        work()
+        timed(work, device)
     for _ in range(REPEATS):
         for name, work in variants.items():
             seconds[name].append(timed(work, device))
