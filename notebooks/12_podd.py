@@ -378,7 +378,7 @@ def real_loss(first, last):
 part = max(config.steps // 6, 1)
 print("loss on real images after training on patches,\nmean over a sixth of the updates:")
 print("  " + " ".join(f"{real_loss(k, k + part):.2f}" for k in range(0, part * 6, part) if metrics["real"][k:k + part]))
-widgets.frames(look, step=list(snapshots), label="updates", start=max(snapshots), uid="evolution", dpi=84)
+widgets.frames(look, step=list(snapshots), label="updates", start=max(snapshots), uid="evolution", dpi=76)
 
 # %% [markdown]
 # Do not expect clothes. After these updates the poster is still mostly the noise it began as, with darker and brighter areas
