@@ -15,7 +15,9 @@ from kernel_checks import DEVICE
 from safetensors.torch import load_file
 
 from ddlib import data, kernels
-from ddlib.kernels import skd, traffic
+from ddlib.kernels import augment as change
+from ddlib.kernels import poster as patches
+from ddlib.kernels import skd, subspace, traffic, trajectory
 from ddlib.methods import cgan, ddpp, dim, dm, esp, gld, kfs, mtt, podd, rat_bptt
 from ddlib.methods import skd as skd_method
 
@@ -66,6 +68,23 @@ def test_a_machine_without_gpu_has_no_kernels_and_needs_none():
     code = "from ddlib import kernels; from ddlib.kernels import skd; print(kernels.AVAILABLE, type(skd._kernel).__name__)"
     done = subprocess.run([sys.executable, "-c", code], env=environment | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "function"], done.stderr
+
+
+MISFITS = {
+    "skd": lambda: skd.skd_loss(torch.randn(8, 5), torch.randn(4, 5), 2.0),
+    "subspace": lambda: subspace.split(torch.randn(100), torch.randn(120, 3)),
+    "poster": lambda: patches.extract(torch.randn(1, 8, 8), torch.zeros(2, 5, dtype=torch.int64), (2, 2)),
+    "augment": lambda: change.change("crop", torch.randn(4, 1, 8, 8), torch.zeros(3, 2)),
+    "trajectory": lambda: trajectory.match(torch.randn(10), torch.randn(12), torch.randn(12), 0.1, "signed"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_shapes_that_do_not_go_together_never_reach_a_kernel(name):
+    """It would read or write beyond its tensors; plain torch has an error for them."""
+    kernels.say_once.cache_clear()
+    with kernels.using("on"), pytest.warns(UserWarning, match=f"kernel {name}: not for"), pytest.raises(RuntimeError):
+        MISFITS[name]()
 
 
 @pytest.mark.parametrize(("least", "block"), [(0, 1), (1, 1), (2, 2), (3, 4), (1000, 1024), (1024, 1024)])

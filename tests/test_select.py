@@ -172,3 +172,11 @@ def test_below_one_image_per_class_the_command_shrinks_photographs(tmp_path, mon
     assert int(row["budget_scalars"]) == num_classes * shape[0] * h * w
     monkeypatch.setattr(sys, "argv", [*arguments, "--methods", "Random", "Herding"])
     assert select.main() == 1 and "only Random" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ipc", ["-0.5", "0", "nan", "inf"])
+def test_the_command_refuses_a_budget_that_is_none(ipc, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["select", "--dataset", "toy", "--methods", "Random", f"--ipcs={ipc}"])
+    with pytest.raises(SystemExit):
+        select.main()
+    assert f"must be above 0 and finite, got {ipc}" in capsys.readouterr().err
