@@ -131,6 +131,8 @@ def test_patches_that_are_larger_than_the_poster_are_left_to_torch_and_said_once
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             kernel.add_up(cut, index, (2, 3))
+        with pytest.raises((RuntimeError, IndexError)):                  # torch refuses; a kernel would read beyond the patches
+            kernel.add_up(torch.ones(1, 1, 2, 2, device=DEVICE), torch.zeros(2, 4, dtype=torch.int64, device=DEVICE), (2, 3))
     assert cut.flatten().tolist() == index.flatten().tolist()
 
 

@@ -53,7 +53,7 @@ def extract(poster: Tensor, index: Tensor, size: Size) -> Tensor:
 def add_up(patches: Tensor, index: Tensor, size: Size) -> Tensor:
     """The poster (c, h, w) of size (h, w) in whose pixels patches (N, c, p_h, p_w) at `index`, as in `extract`, are added up."""
     each = (patches.shape[2], patches.shape[3])
-    if patches.numel() and run_fast("poster", patches, unless=_unfit(size, each, index)):
+    if patches.numel() and len(index) == len(patches) and run_fast("poster", patches, unless=_unfit(size, each, index)):
         return _Patches.apply(patches, index, size, each, True)
     return added_reference(patches, index, size)
 
