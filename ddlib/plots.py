@@ -112,8 +112,8 @@ def png(fig: Figure, dpi: float | None = None) -> bytes:
 
 
 def color(name: str, index: int = 0) -> str:
-    """The colour of a method; the `index`-th neutral colour for another name."""
-    return METHOD_COLORS.get(name, OTHER_COLORS[index % len(OTHER_COLORS)])
+    """The colour of a method, also of one with its version ("PoDD, fixed labels"); the `index`-th neutral one for another name."""
+    return METHOD_COLORS.get(name.partition(",")[0], OTHER_COLORS[index % len(OTHER_COLORS)])
 
 
 # --------------------------------------------------------------------------------------------------------------- images
