@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -112,8 +112,15 @@ def png(fig: Figure, dpi: float | None = None) -> bytes:
 
 
 def color(name: str, index: int = 0) -> str:
-    """The colour of a method, also of one with its version ("PoDD, fixed labels"); the `index`-th neutral one for another name."""
-    return METHOD_COLORS.get(name.partition(",")[0], OTHER_COLORS[index % len(OTHER_COLORS)])
+    """The colour of a method; the `index`-th neutral colour for another name."""
+    return METHOD_COLORS.get(name, OTHER_COLORS[index % len(OTHER_COLORS)])
+
+
+def colors(names: Iterable[str]) -> dict[str, str]:
+    """Colours of names that share a picture: of several versions of a method ("PoDD, fixed labels") the first has the method's own."""
+    names = list(names)
+    first = {name.partition(",")[0]: name for name in reversed(names)} | {name: name for name in names}
+    return {name: color(method if first[method := name.partition(",")[0]] == name else "", index) for index, name in enumerate(names)}
 
 
 # --------------------------------------------------------------------------------------------------------------- images
@@ -306,10 +313,11 @@ def accuracy_curve(
             every += list(x)
             ax.plot(x, mean, ls="--", lw=1.2, color=PUBLISHED_GREY, marker=METHOD_MARKERS.get(name, "o"), mfc="white",
                     label=f"{name}, published", zorder=2)
-        for index, (name, (xs, means, stds)) in enumerate(series.items()):
+        paints = colors(series)
+        for name, (xs, means, stds) in series.items():
             x, mean, std = _sorted(name, xs, means, np.zeros(np.size(means)) if stds is None else stds)
             every += list(x)
-            paint, std = color(name, index), np.nan_to_num(std)
+            paint, std = paints[name], np.nan_to_num(std)
             ax.fill_between(x, mean - std, mean + std, color=paint, alpha=0.22, lw=0, zorder=3)
             ax.plot(x, mean, color=paint, marker=METHOD_MARKERS.get(name, "o"), label=name, zorder=4)
             if len(x) == 1 and std[0] > 0:  # a band of zero width is invisible

@@ -219,6 +219,14 @@ def test_ours_are_solid_and_coloured_published_dashed_and_grey():
     assert legend(fig) == ["DM, published", "DM"] and fig.axes[0].get_xscale() == "log"
 
 
+def test_the_first_version_of_a_method_has_its_colour_and_all_versions_differ():
+    own = plots.METHOD_COLORS
+    several = plots.colors(["Random", "Random, shrunk", "PoDD, fixed labels", "PoDD, learned labels"])
+    assert several["Random"] == own["Random"] and several["PoDD, fixed labels"] == own["PoDD"] and len(set(several.values())) == 4
+    assert plots.colors(["DM, poster", "DM"])["DM"] == own["DM"] and plots.colors(["PoDD, learned labels"]) == {"PoDD, learned labels": own["PoDD"]}
+    assert list(plots.colors(["0.5 images", "1.0 images"]).values()) == list(plots.OTHER_COLORS[:2])
+
+
 def test_a_curve_without_spread_or_with_one_point_is_drawn():
     plots.png(plots.accuracy_curve({"DM": ([1], [50], [2]), "DSA": ([1, 2], [50, 51], None)}, "epsilon", size=plots.HALF))
     with pytest.raises(ValueError, match="one length"):
