@@ -7,6 +7,7 @@ not belong to pyplot, so nothing is shown twice, and no global setting is change
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,7 +121,9 @@ def colors(names: Iterable[str]) -> dict[str, str]:
     """Colours of names that share a picture: of several versions of a method ("PoDD, fixed labels") the first has the method's own."""
     names = list(names)
     first = {name.partition(",")[0]: name for name in reversed(names)} | {name: name for name in names}
-    return {name: color(method if first[method := name.partition(",")[0]] == name else "", index) for index, name in enumerate(names)}
+    own = {name: METHOD_COLORS[method] for method, name in first.items() if method in METHOD_COLORS}
+    others = itertools.cycle(paint for paint in OTHER_COLORS if paint not in own.values())
+    return {name: own.get(name) or next(others) for name in names}
 
 
 # --------------------------------------------------------------------------------------------------------------- images

@@ -223,7 +223,8 @@ def test_the_first_version_of_a_method_has_its_colour_and_all_versions_differ():
     own = plots.METHOD_COLORS
     several = plots.colors(["Random", "Random, shrunk", "PoDD, fixed labels", "PoDD, learned labels"])
     assert several["Random"] == own["Random"] and several["PoDD, fixed labels"] == own["PoDD"] and len(set(several.values())) == 4
-    assert plots.colors(["DM, poster", "DM"])["DM"] == own["DM"] and plots.colors(["PoDD, learned labels"]) == {"PoDD, learned labels": own["PoDD"]}
+    assert plots.colors(["DM, poster", "DM"])["DM"] == own["DM"] != plots.colors(["DM, poster", "DM"])["DM, poster"]
+    assert plots.colors(["PoDD, learned labels"]) == {"PoDD, learned labels": own["PoDD"]}
     assert list(plots.colors(["0.5 images", "1.0 images"]).values()) == list(plots.OTHER_COLORS[:2])
 
 
