@@ -300,7 +300,7 @@ class PosterSet(StoredSet):
         self.picture, self.order, self.layout, self.cells, self.rule, self.alpha = picture, order.cpu(), layout, cells, rule, alpha
         self.classes, self.preprocess, self.meta = tuple(classes), preprocess, dict(meta or {})
         self.shape = (len(picture), layout.patch_height, layout.patch_width)
-        self.places = layout.index().to(picture.device)                                 # (N, p_h p_w)
+        self.places = layout.index(len(picture)).to(picture.device)                     # (N, c p_h p_w)
         self.seen = self.labels_seen().to(picture)                                      # (N, C), or (N, l_y l_x) with cells
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -375,7 +375,7 @@ class PosterSet(StoredSet):
         return self.cut(self.places.index_select(0, indices), self.seen.index_select(0, indices), *sources)
 
     def cut(self, places: Tensor, seen: Tensor, picture: Tensor, cells: Tensor | None = None) -> Batch:
-        """Patches of pixels at `places` (B, p_h p_w) with labels read by `seen` (`labels_seen`)."""
+        """Patches of pixels at `places` (B, c p_h p_w) with labels read by `seen` (`labels_seen`)."""
         return self.layout.extract(picture, places), seen if cells is None else poster.learned_labels(cells, seen)
 
     def poster_pixels(self) -> Tensor:

@@ -108,12 +108,13 @@ class Layout:
         moved = self.corners + moves
         return moved % sides if self.cyclic else moved.clamp(min=torch.zeros_like(sides), max=sides - sizes)
 
-    def index(self, corners: Tensor | None = None) -> Tensor:
-        """(N, p_h p_w): where the pixels of the patches at `corners` (N, 2) are in the flattened poster."""
+    def index(self, channels: int = 1, corners: Tensor | None = None) -> Tensor:
+        """(N, c p_h p_w): where the numbers of the patches at `corners` (N, 2) are in the flattened poster of c `channels`."""
         corners = self.corners if corners is None else corners
         rows = (corners[:, :1] + torch.arange(self.patch_height)) % self.height                       # (N, p_h)
         columns = (corners[:, 1:] + torch.arange(self.patch_width)) % self.width                      # (N, p_w)
-        return (rows[:, :, None] * self.width + columns[:, None, :]).flatten(1)
+        pixels = (rows[:, :, None] * self.width + columns[:, None, :]).flatten(1)                     # (N, p_h p_w)
+        return (torch.arange(channels)[:, None] * self.height * self.width + pixels[:, None]).flatten(1)
 
     def extract(self, poster: Tensor, index: Tensor) -> Tensor:
         """Patches (N, c, p_h, p_w) of a poster (c, h, w) at rows of `index`; where they overlap their gradients add up."""
@@ -121,7 +122,7 @@ class Layout:
 
     def merge(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """The mean (c, h, w) of what patches (N, c, p_h, p_w) show of each pixel, and how many show it (h, w)."""
-        total = kernel.add_up(patches, self.index().to(patches.device), (self.height, self.width))
+        total = kernel.add_up(patches, self.index(patches.shape[1]).to(patches.device), (self.height, self.width))
         count = self.coverage().to(patches.device)
         return total / count.clamp_min(1), count
 

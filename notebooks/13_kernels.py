@@ -94,7 +94,7 @@ P, r = 320_010, 16                                                       # ConvN
 s, t, b, E = normal(P), normal(P), normal(P), torch.linalg.qr(normal(P, r))[0]
 maps, w, bias = normal(50, 128, 32, 32), normal(128), normal(128)
 layout, picture, images = poster.Layout(153, 60, 32, 32, 16, 6), normal(3, 60, 153), normal(256, 3, 32, 32)
-index, moved = layout.index(), augment.draw("rotate", 256, (3, 32, 32), rng).values[0]
+index, moved = layout.index(3), augment.draw("rotate", 256, (3, 32, 32), rng).values[0]
 seen, made = normal(64, 10), normal(64, 10)
 cut = len(layout) * 3 * 32 * 32
 # operation: what it is here, plain torch with its gradient, floor in bytes, arithmetic (roughly), launches of the kernels (both by their

@@ -71,7 +71,7 @@ def use_all(dtype: torch.dtype) -> None:
         x = leaf(2, 8, side, side)
         backwards(block.norm_relu_pool(x, torch.ones(8), torch.zeros(8), 1e-5), x, twice=True)
     layout, picture = poster.Layout(40, 20, 16, 16, 4, 2), leaf(3, 20, 40)
-    backwards(patches.extract(picture, layout.index(), (16, 16)), picture)
+    backwards(patches.extract(picture, layout.index(len(picture)), (16, 16)), picture)
     for op in augment.OPS:
         for siamese in (False, True):
             images = leaf(4, 3, 32, 32)

@@ -36,7 +36,7 @@ def check(layout: Layout, poster: torch.Tensor, patches: torch.Tensor, index: to
 @pytest.mark.parametrize("facts, channels", [(PLAIN, 1), (ROUND, 3), (ODD, 3), (WHOLE, 3), (APART, 1), (ROUND_WHOLE, 1), (DOTS, 6)])
 def test_the_kernels_are_the_gather_and_its_transpose(facts, channels):
     layout, poster, patches = given(facts, channels)
-    check(layout, poster, patches, layout.index(), double=facts in (ROUND_WHOLE, DOTS))
+    check(layout, poster, patches, layout.index(len(poster)), double=facts in (ROUND_WHOLE, DOTS))
 
 
 def test_a_long_list_of_patches_is_read_in_parts(monkeypatch):
@@ -44,24 +44,24 @@ def test_a_long_list_of_patches_is_read_in_parts(monkeypatch):
     monkeypatch.setattr(kernel, "GROUP", 2)
     for facts in ((40, 15, 12, 9, 6, 4), (30, 12, 12, 9, 5, 5, True)):
         layout, poster, patches = given(facts, 1)
-        check(layout, poster, patches, layout.index())
+        check(layout, poster, patches, layout.index(len(poster)))
 
 
 @pytest.mark.parametrize("cyclic", [False, True])
 def test_patches_may_be_shifted_left_out_and_repeated(cyclic):
     layout, poster, patches = given((40, 15, 20, 9, 4, 3, cyclic), 1)
     rng = torch.Generator().manual_seed(0)
-    check(layout, poster, patches, layout.index(layout.shifted(4, rng)))
+    check(layout, poster, patches, layout.index(1, layout.shifted(4, rng)))
     some = torch.randperm(len(layout), generator=rng)[:5]
-    check(layout, poster, patches[:5], layout.index().index_select(0, some))
+    check(layout, poster, patches[:5], layout.index(len(poster)).index_select(0, some))
     twice = torch.tensor([3, 3, 0, 3, 11, 0])
-    check(layout, poster, patches[:6], layout.index()[twice])
+    check(layout, poster, patches[:6], layout.index(len(poster))[twice])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_summed_in_single(dtype):
     layout, poster, patches = given(ROUND, 1, dtype)
-    check(layout, poster, patches, layout.index())
+    check(layout, poster, patches, layout.index(len(poster)))
     many = torch.ones(400, 1, 2, 3)
     many[0] = 2.0**14                                                    # a one that is added to it in half precision is lost
     places = torch.tensor([0, 1, 2, 5, 6, 7]).expand(400, -1).to(DEVICE)
@@ -71,7 +71,7 @@ def test_half_precision_is_summed_in_single(dtype):
 
 def test_a_poster_patches_and_places_that_are_not_contiguous():
     layout, poster, patches = given(ODD, 2)
-    index = layout.index()
+    index = layout.index(len(poster))
     turned = poster.transpose(1, 2).contiguous().transpose(1, 2)
     strided = patches.transpose(0, 1).contiguous().transpose(0, 1)
     spread = torch.stack([index, index + 1], dim=2).flatten(1)[:, ::2]
@@ -84,14 +84,14 @@ def test_a_poster_patches_and_places_that_are_not_contiguous():
 
 def test_no_patches_and_no_channels():
     layout, poster, patches = given(PLAIN)
-    check(layout, poster, patches[:0], layout.index()[:0], double=True)
-    check(layout, poster[:0], patches[:, :0], layout.index())
+    check(layout, poster, patches[:0], layout.index(len(poster))[:0], double=True)
+    check(layout, poster[:0], patches[:, :0], layout.index(0))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_extreme_pixels(scale):
     layout, poster, patches = given(ODD)
-    size, whole, index = (layout.patch_height, layout.patch_width), (layout.height, layout.width), layout.index()
+    size, whole, index = (layout.patch_height, layout.patch_width), (layout.height, layout.width), layout.index(len(poster))
     with kernels.using("on"):
         cut = kernel.extract(scale * poster.to(DEVICE), index.to(DEVICE), size).cpu()
         added = kernel.add_up(scale * patches.to(DEVICE), index.to(DEVICE), whole).cpu()
@@ -101,7 +101,7 @@ def test_extreme_pixels(scale):
 
 def test_cutting_and_adding_up_are_adjoint_and_repeat_to_the_last_bit():
     layout, poster, patches = given(ROUND)
-    poster, patches, index = poster.to(DEVICE), patches.to(DEVICE), layout.index().to(DEVICE)
+    poster, patches, index = poster.to(DEVICE), patches.to(DEVICE), layout.index(len(poster)).to(DEVICE)
     with kernels.using("on"):
         cut, added = layout.extract(poster, index), kernel.add_up(patches, index, (layout.height, layout.width))
         torch.testing.assert_close((cut * patches).sum(), (poster * added).sum(), rtol=1e-4, atol=1e-3)
@@ -111,7 +111,7 @@ def test_cutting_and_adding_up_are_adjoint_and_repeat_to_the_last_bit():
 
 def test_the_gradient_agrees_with_differences():
     layout, poster, patches = given((12, 9, 6, 5, 3, 2), 1)
-    poster, patches, index = poster.to(DEVICE), patches.to(DEVICE), layout.index().to(DEVICE)
+    poster, patches, index = poster.to(DEVICE), patches.to(DEVICE), layout.index(len(poster)).to(DEVICE)
     with kernels.using("on"):
         _, gradient = run(lambda x: layout.extract(x, index).square() * patches, [poster], [True], False, seed=7)
         weight = patches * torch.randn(patches.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(patches)
@@ -140,7 +140,7 @@ def test_switched_off_no_kernel_runs(monkeypatch):
     monkeypatch.setattr(kernel, "_Patches", None)
     layout, poster, patches = given(PLAIN, 1)
     with kernels.using("off"):
-        layout.extract(poster.to(DEVICE), layout.index().to(DEVICE))
+        layout.extract(poster.to(DEVICE), layout.index(len(poster)).to(DEVICE))
         layout.merge(patches.to(DEVICE))
 
 

@@ -66,7 +66,7 @@ def test_every_pixel_is_covered_when_strides_are_at_most_a_patch(width, height, 
     """T-PODD-3, and T-PODD-4: the gradient of the sum of all patches is how often a pixel is covered."""
     layout = poster.Layout(width, height, 28, 28, patches_x, patches_y)
     picture = torch.randn(2, height, width, dtype=torch.float64, requires_grad=True)
-    layout.extract(picture, layout.index()).sum().backward()
+    layout.extract(picture, layout.index(len(picture))).sum().backward()
     count = torch.zeros(height, width, dtype=torch.int64)
     for left in layout.lefts:
         for top in layout.tops:
@@ -88,7 +88,7 @@ def test_corner_pixels_of_the_cifar10_poster_are_covered_once_and_inner_ones_24_
 def test_patches_are_slices_of_the_poster_column_by_column():
     layout = poster.Layout(41, 37, 10, 8, 4, 3)
     picture = torch.randn(3, 37, 41)
-    patches = layout.extract(picture, layout.index())
+    patches = layout.extract(picture, layout.index(len(picture)))
     slices = [picture[:, top:top + 8, left:left + 10] for left in layout.lefts for top in layout.tops]
     assert torch.equal(patches, torch.stack(slices))
 
@@ -96,7 +96,7 @@ def test_patches_are_slices_of_the_poster_column_by_column():
 def test_merging_the_patches_of_a_poster_gives_the_poster():
     layout = poster.Layout(41, 37, 10, 9, 6, 5)
     picture = torch.randn(3, 37, 41, dtype=torch.float64)
-    merged, count = layout.merge(layout.extract(picture, layout.index()))
+    merged, count = layout.merge(layout.extract(picture, layout.index(len(picture))))
     torch.testing.assert_close(merged, picture)
     assert torch.equal(count, layout.coverage())
 
@@ -106,7 +106,7 @@ def test_a_cyclic_poster_covers_all_its_pixels_alike():
     assert layout.lefts == [0, 10, 20, 30] and layout.tops == [0, 5, 10, 15, 20, 25]
     assert layout.coverage().unique().tolist() == [4]
     picture = torch.randn(1, 30, 40)
-    last = layout.extract(picture, layout.index())[-1]
+    last = layout.extract(picture, layout.index(len(picture)))[-1]
     assert torch.equal(last, picture.roll((-25, -30), dims=(1, 2))[:, :10, :20])
 
 

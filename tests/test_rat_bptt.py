@@ -203,7 +203,7 @@ def test_patches_that_tile_the_poster_are_rat_bptt_at_one_image_per_class():
                                                    rule=unroll.Adam(), rate=0.01)
         found[name] = loss, gradient
     torch.testing.assert_close(found["poster"][0], found["pixels"][0])
-    on_tiles = layout.extract(found["poster"][1], layout.index())
+    on_tiles = layout.extract(found["poster"][1], layout.index(len(found["poster"][1])))
     torch.testing.assert_close(on_tiles, found["pixels"][1], rtol=1e-4, atol=1e-8)
 
 

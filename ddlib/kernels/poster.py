@@ -11,6 +11,7 @@ patches), and its result is 4 or 8 bytes per number to read; a row of an index i
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,24 +29,22 @@ GROUP = 4                # patches that are read together
 
 def reference(poster: Tensor, index: Tensor, size: Size) -> Tensor:
     """As `extract`, in plain torch."""
-    flat = poster.flatten(1)
-    pixels = flat.gather(1, index.flatten().expand(len(flat), -1))                                    # (c, N p_h p_w)
-    return pixels.view(len(flat), len(index), *size).transpose(0, 1)
+    return poster.flatten().gather(0, index.flatten()).view(len(index), len(poster), *size)
 
 
 def added_reference(patches: Tensor, index: Tensor, size: Size) -> Tensor:
     """As `add_up`, in plain torch."""
-    flat = patches.transpose(0, 1).flatten(1)                                                         # (c, N p_h p_w)
-    return flat.new_zeros(len(flat), size[0] * size[1]).index_add_(1, index.flatten(), flat).view(-1, *size)
+    shape = (patches.shape[1], *size)
+    return patches.new_zeros(math.prod(shape)).index_add_(0, index.flatten(), patches.flatten()).view(shape)
 
 
 def extract(poster: Tensor, index: Tensor, size: Size) -> Tensor:
     """Patches (N, c, p_h, p_w) of size (p_h, p_w) of a poster (c, h, w).
 
-    index: (N, p_h p_w), each row the places of a window in the flattened poster, which may go round its edges (`Layout.index`).
+    index: (N, c p_h p_w), each row the places of a window in the flattened poster, which may go round its edges (`Layout.index`).
     """
     whole = (poster.shape[1], poster.shape[2])
-    if index.numel() and poster.numel() and run_fast("poster", poster, unless=_unfit(whole, size, index)):
+    if index.numel() and poster.numel() and run_fast("poster", poster, unless=_unfit(whole, size, len(poster), index)):
         return _Patches.apply(poster, index, whole, size, False)
     return reference(poster, index, size)
 
@@ -53,14 +52,14 @@ def extract(poster: Tensor, index: Tensor, size: Size) -> Tensor:
 def add_up(patches: Tensor, index: Tensor, size: Size) -> Tensor:
     """The poster (c, h, w) of size (h, w) in whose pixels patches (N, c, p_h, p_w) at `index`, as in `extract`, are added up."""
     each = (patches.shape[2], patches.shape[3])
-    if patches.numel() and len(index) == len(patches) and run_fast("poster", patches, unless=_unfit(size, each, index)):
+    if patches.numel() and len(index) == len(patches) and run_fast("poster", patches, unless=_unfit(size, each, patches.shape[1], index)):
         return _Patches.apply(patches, index, size, each, True)
     return added_reference(patches, index, size)
 
 
-def _unfit(whole: Size, size: Size, index: Tensor) -> str:
-    if index.ndim != 2 or index.shape[1] != size[0] * size[1]:
-        return f"not for places {tuple(index.shape)} of patches of {size}"
+def _unfit(whole: Size, size: Size, channels: int, index: Tensor) -> str:
+    if index.ndim != 2 or index.shape[1] != channels * size[0] * size[1]:
+        return f"not for places {tuple(index.shape)} of patches of {channels} channels and {size}"
     return "" if size[0] <= whole[0] and size[1] <= whole[1] else f"not for patches of {size} on a poster of {whole}"
 
 

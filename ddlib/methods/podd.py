@@ -132,7 +132,7 @@ def shifted_plan(syn: PosterSet, choose: Callable[[StoredSet, torch.Generator], 
 
     def batch(j: int, *sources: Tensor) -> Batch:
         corners, params = cuts[j]                                                       # (B, 2): places are made when asked for
-        images, labels = syn.cut(syn.layout.index(corners).to(syn.device), syn.labels_seen(corners).to(syn.seen), *sources)
+        images, labels = syn.cut(syn.layout.index(syn.shape[0], corners).to(syn.device), syn.labels_seen(corners).to(syn.seen), *sources)
         return augment.apply(params, images), labels
 
     return batch

@@ -78,7 +78,7 @@ def cases(device: torch.device, large: bool) -> list[Case]:
     found.append(Case("block", "with its gradient's gradient", second, 28 * N, 70 * N, compiles=False))
 
     layout = poster.Layout(1211, 608, 64, 64, 40, 20) if large else poster.Layout(153, 60, 32, 32, 16, 6)
-    picture, index, size = normal(3, layout.height, layout.width), layout.index().to(device), (layout.patch_height, layout.patch_width)
+    picture, index, size = normal(3, layout.height, layout.width), layout.index(3).to(device), (layout.patch_height, layout.patch_width)
     cut = len(layout) * 3 * size[0] * size[1]
     found.append(Case("poster", f"{len(layout)} patches forward", lambda: patches.extract(picture, index, size),
                       4 * cut + 4 * picture.numel(), 0))

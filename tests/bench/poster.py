@@ -45,7 +45,7 @@ def cutting(name: str, layout: poster.Layout) -> list[dict[str, object]]:
     device, rng = runs.pick_device(), runs.stream(0, "bench")
     picture = torch.randn(3, layout.height, layout.width, generator=rng).to(device).requires_grad_()
     weight = torch.randn(len(layout), 3, layout.patch_height, layout.patch_width, generator=rng).to(device)
-    index, corners = layout.index().to(device), layout.corners.tolist()
+    index, corners = layout.index(3).to(device), layout.corners.tolist()
 
     def gather() -> Tensor:
         return layout.extract(picture, index).contiguous()       # as a convolution reads it
@@ -80,7 +80,7 @@ def child(form: unroll.Form, window: int) -> None:
     device, layout, rng = runs.pick_device(), LAYOUTS["CIFAR-10"], runs.stream(0, "bench")
     net = models.build("convnet3", shape=(3, 32, 32), num_classes=10, width=WIDTH, seed=0).to(device)
     picture = (0.05 * torch.randn(3, layout.height, layout.width, generator=rng)).to(device).requires_grad_()
-    index, labels = layout.index().to(device), poster.fixed_labels(layout, torch.arange(10).view(2, 5)).to(device)
+    index, labels = layout.index(3).to(device), poster.fixed_labels(layout, torch.arange(10).view(2, 5)).to(device)
     real = torch.randn(REAL, 3, 32, 32, generator=rng).to(device), (torch.arange(REAL) % 10).to(device)
     before = memory(device)
     print("ready", flush=True)
