@@ -7,11 +7,13 @@ An ImageSet keeps its images as uint8 on the device; a Preprocess turns a batch 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -149,22 +151,33 @@ class Preprocess:
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Preprocess:
-        """Undo `state`. Raises ValueError when something is missing or the kind is unknown."""
+        """Undo `state`. Raises ValueError when something is missing, does not fit together, or is of an unknown kind."""
         kind = facts.get("kind")
         wanted = {"mean", "std"} | ({"matrix"} if kind in ("zca_a", "zca_b") else set())
         if kind not in KINDS or not wanted <= tensors.keys():
             raise ValueError(f"no stored preprocessing: kind {kind!r} with tensors {sorted(tensors)}, where {sorted(wanted)} are "
                              f"needed and the kind is one of {', '.join(KINDS)}")
+        size = len(tensors["matrix"]) if "matrix" in wanted and tensors["matrix"].ndim else tensors["mean"].numel()      # d or c
+        shapes = {"none": [(), ()], "standardize": [(size,), (size,)], "zca_a": [(size,), (), (size, size)],
+                  "zca_b": [(), (), (size, size)]}[kind]
+        for name, shape in zip(("mean", "std", "matrix"), shapes, strict=False):
+            if tensors[name].shape != shape or not tensors[name].is_floating_point():
+                raise ValueError(f"no stored preprocessing: {name} of {kind} is {tensors[name].dtype} of shape "
+                                 f"{tuple(tensors[name].shape)} where floats of shape {shape} are needed")
         return cls(kind, tensors["mean"], tensors["std"], tensors.get("matrix"), float(facts.get("zca_eps", 0.1)))
 
     def _for(self, x: Tensor) -> Preprocess:
         """Itself on the device of x, after a check that x has the fitted shape."""
-        size = x[0].numel() if self.matrix is not None else x.shape[1]
+        self.check(tuple(x.shape[1:]))
+        return self if self.mean.device == x.device else self.to(x.device)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """ValueError unless this was fitted to images of `shape` (c, h, w)."""
+        size = shape[0] if self.matrix is None else math.prod(shape)
         fitted = size if self.kind == "none" else len(self.mean if self.matrix is None else self.matrix)
         if size != fitted:
             what = "channels" if self.matrix is None else "pixels and channels"
-            raise ValueError(f"images of shape {tuple(x.shape)} given to a preprocessing fitted to {fitted} {what}: use the set's own")
-        return self if self.mean.device == x.device else self.to(x.device)
+            raise ValueError(f"images of shape {shape} given to a preprocessing fitted to {fitted} {what}: use the set's own")
 
 
 def own_mean_and_norm(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,7 +301,12 @@ class ImageSet:
         if x_train.shape[1:] != x_test.shape[1:]:
             raise ValueError(f"training images are {tuple(x_train.shape[1:])} and test images {tuple(x_test.shape[1:])}: "
                              "make them one shape (c, h, w)")
-        names = tuple(classes) if classes is not None else tuple(map(str, range(int(max(y_train.max(), y_test.max())) + 1)))
+        if x_train[0].numel() == 0:
+            raise ValueError(f"images of shape {tuple(x_train.shape[1:])} have no pixel: make them at least 1x1")
+        most = min(int(max(y_train.max(), y_test.max())), len(y_train))    # with more classes than images one is empty
+        names = tuple(classes) if classes is not None else tuple(map(str, range(most + 1)))
+        if not all(isinstance(each, str) for each in names):
+            raise ValueError(f"classes must be names, got {names}: write them as strings")
         if max(y_train.max(), y_test.max()) >= len(names) or min(y_train.min(), y_test.min()) < 0:
             raise ValueError(f"labels must run from 0 to {len(names) - 1} for {len(names)} classes; found "
                              f"{int(min(y_train.min(), y_test.min()))} to {int(max(y_train.max(), y_test.max()))}")
@@ -299,6 +317,7 @@ class ImageSet:
         train, validation = (Split(x_train[mask], y_train[mask]) for mask in (~held_out, held_out))
         if not isinstance(preprocess, Preprocess):
             preprocess = Preprocess.fit(train.images, preprocess or "standardize")
+        preprocess.check(tuple(x_train.shape[1:]))
         return cls(name, names, train, validation, Split(x_test, y_test), preprocess, has_orientation)
 
     @classmethod
@@ -333,14 +352,14 @@ def check_ipc(real: ImageSet, ipc: Any) -> int:
 
 def _checked(name: str, images: Any, layout: str | None) -> Tensor:
     """(N, h, w), (N, h, w, c) or (N, c, h, w) uint8 -> (N, c, h, w) uint8, contiguous."""
-    images = images.clone() if isinstance(images, Tensor) else torch.tensor(np.asarray(images))
+    images = _tensor(name, images)
     if images.dtype != torch.uint8:
         raise ValueError(f"{name} is {images.dtype} and must be uint8 with pixels from 0 to 255: convert it first")
+    if layout not in (None, "NCHW", "NHWC"):
+        raise ValueError(f"unknown layout {layout!r}; choose NCHW or NHWC")
     if images.ndim == 3:
         return images[:, None].contiguous()
     first, last = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (1, 3))
-    if layout not in (None, "NCHW", "NHWC"):
-        raise ValueError(f"unknown layout {layout!r}; choose NCHW or NHWC")
     if layout is None and first and last:
         raise ValueError(f"{name} of shape {tuple(images.shape)} can be read two ways: say layout='NCHW' or layout='NHWC'")
     if not (first if layout == "NCHW" else last if layout == "NHWC" else first or last):
@@ -349,8 +368,16 @@ def _checked(name: str, images: Any, layout: str | None) -> Tensor:
     return (images if layout == "NCHW" or (layout is None and first) else images.permute(0, 3, 1, 2)).contiguous()
 
 
+def _tensor(name: str, values: Any) -> Tensor:
+    """A copy of an array or tensor; ValueError for what is neither."""
+    try:
+        return values.clone() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, order="C"))
+    except (TypeError, ValueError, RuntimeError) as error:       # rows of different lengths, objects, text
+        raise ValueError(f"{name} is no array of numbers ({error}): give a numpy array or a tensor") from None
+
+
 def _labels(name: str, labels: Any) -> Tensor:
-    labels = labels.clone() if isinstance(labels, Tensor) else torch.tensor(np.asarray(labels))
+    labels = _tensor(name, labels)
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"{name} must be one integer per image, got {labels.dtype} of shape {tuple(labels.shape)}")
     return labels.long()
@@ -392,9 +419,13 @@ def _read_split(path: Path, classes: list[str], size: tuple[int, int] | None, mo
             raise ValueError(f"folder {path / name} holds no .png or .jpg image: add some or remove the folder")
         for file in files:
             try:
-                with Image.open(file) as stored:
-                    image = stored.convert(mode or stored.mode)
-            except (OSError, SyntaxError, ValueError) as error:    # Pillow raises any of them for a damaged file
+                if not file.is_file():    # opening a pipe would wait for ever
+                    raise OSError("it is no file")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", Image.DecompressionBombWarning)    # a header may claim any size
+                    with Image.open(file, formats=("PNG", "JPEG")) as stored:    # other decoders start programs
+                        image = stored.convert(mode or stored.mode)
+            except Exception as error:    # Pillow raises anything for a damaged file
                 raise ValueError(f"{file} is no readable PNG or JPEG ({error}): restore or remove it") from None
             image = image.resize(size[::-1], Image.Resampling.BILINEAR) if size else image
             found = f"{image.height}x{image.width} {image.mode}"
@@ -453,7 +484,7 @@ def _fashion_mini(root: Path, preprocess: str | Preprocess | None) -> ImageSet:
     file = ASSETS / "fashion_mini.npz"
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != FASHION_MINI_SHA256:
         raise ValueError(f"{file} is missing or damaged (its SHA-256 differs): install ddlib again")
-    with np.load(file) as stored:    # (10, n, 28, 28) each; the classes take turns, so that every stretch of images has all of them
+    with np.load(file, allow_pickle=False) as stored:    # (10, n, 28, 28) each; the classes take turns: any stretch has all of them
         parts = [stored[part].swapaxes(0, 1).reshape(-1, 28, 28) for part in ("train", "test")]
     x_train, x_test = parts
     return ImageSet.from_arrays(x_train, np.arange(len(x_train)) % 10, x_test, np.arange(len(x_test)) % 10,
@@ -484,7 +515,12 @@ def torchvision_files(name: str) -> dict[str, str]:
 
 
 def _torchvision(name: str, root: Path, preprocess: str | Preprocess | None) -> ImageSet:
-    """A data set through torchvision's class, from files that were verified once; downloaded first where files are missing."""
+    """A data set through torchvision's class, from files that were verified once; downloaded first where files are missing.
+
+    The files of both CIFAR sets are pickles, and torchvision unpickles them. That happens only after every one of them was seen
+    to have the MD5 of the official file, here and (by torchvision) in a download: no other bytes are ever unpickled. Those of
+    MNIST, Fashion-MNIST and SVHN hold plain arrays.
+    """
     if name == "svhn":
         try:    # torchvision needs it for MATLAB files: say so before the download, not after
             import scipy.io  # noqa: F401

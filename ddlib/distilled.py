@@ -142,9 +142,14 @@ def load(path: Path | str) -> DistilledSet:
 
     try:
         preprocess = Preprocess.from_state(part("preprocess."), header["preprocess"])
-        return KINDS[kind].from_tensors(part("set."), classes=tuple(header["classes"]), preprocess=preprocess, meta=header["meta"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} is incomplete ({error!r}): make it again") from None
+        classes, meta = header["classes"], header["meta"]
+        if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes) and isinstance(meta, dict)):
+            raise TypeError("classes must be names and meta a dictionary")
+        syn = KINDS[kind].from_tensors(part("set."), classes=tuple(classes), preprocess=preprocess, meta=meta)
+        preprocess.check(syn.shape)
+        return syn
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is incomplete or its parts do not fit together ({error!r}): make it again") from None
 
 
 class StoredSet(DistilledSet):
@@ -207,6 +212,9 @@ class PixelSet(StoredSet):
                  alpha: Tensor | None = None, meta: dict[str, Any] | None = None):
         if images.ndim != 4 or len(images) != len(labels) or len(images) == 0:
             raise ValueError(f"images must be (N, c, h, w) with N >= 1 labels, got {tuple(images.shape)} and {tuple(labels.shape)}")
+        if not images.is_floating_point() or labels.is_floating_point() != (labels.ndim == 2):
+            raise ValueError(f"images must be floats and labels whole numbers, or floats if they are probabilities, got {images.dtype} "
+                             f"and {labels.dtype} of shape {tuple(labels.shape)}")
         if labels.shape[1:] != (len(classes),) if labels.ndim == 2 else not 0 <= labels.min() <= labels.max() < len(classes):
             raise ValueError(f"labels must be classes from 0 to {len(classes) - 1} or (N, {len(classes)}) probabilities")
         if labels.ndim == 2 and labels.min() < 0:

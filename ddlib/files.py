@@ -32,6 +32,7 @@ def whole(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)                                 # it may be a link to somewhere else
     try:
         yield part
         with open(part, "rb+") as file:
@@ -120,15 +121,22 @@ def _opened(path: Path | str, kind: str) -> Iterator[tuple[dict[str, Any], str, 
             metadata = file.metadata() or {}
             if "ddlib" not in metadata:
                 raise ValueError(f"{path} was not written by ddlib (its header is missing): save the set with ddlib first")
-            stored = json.loads(metadata["ddlib"])
+            stored = _parsed(metadata["ddlib"])
             header, checksum = stored["header"], stored["sha256"]
             if header.get("format", 0) > FORMAT:
                 raise ValueError(f"{path} has format {header['format']} and this ddlib reads up to {FORMAT}: update ddlib")
             if header.get("kind", "").split("/")[0] != kind:
                 raise ValueError(f"{path} holds {header.get('kind')!r} where {kind!r} is wanted")
             yield header, checksum, file
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}): restore it or make it again") from None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:                                  # no JSON, or a number of more digits than Python reads
+        raise TypeError(error) from None
 
 
 def _compare(path: Path | str, found: str, checksum: str) -> None:
@@ -146,6 +154,18 @@ def flatten_tree(tree: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
     if isinstance(tree, list | tuple):
         return [flatten_tree(value, tensors, f"{name}.{index}") for index, value in enumerate(tree)]
     return tree
+
+
+def read_tree(path: Path | str, kind: str) -> tuple[dict[str, Any], Any]:
+    """(header, tree) of a file whose header has, as "tree", what `flatten_tree` made of the tree and collected as its tensors.
+
+    Raises what `read_tensors` raises, and ValueError where header and tensors do not make a tree.
+    """
+    header, tensors = read_tensors(path, kind)
+    try:
+        return header, unflatten_tree(header["tree"], tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is incomplete ({error!r}): restore it or make it again") from None
 
 
 def unflatten_tree(tree: Any, tensors: Mapping[str, Tensor]) -> Any:

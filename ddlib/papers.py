@@ -39,6 +39,20 @@ IMAGES = {
 STAND_INS = {"fashion_mini": "fashion_mnist"}    # whose published numbers stand beside a dataset that is in no paper
 GO_ON_FROM_A_GAN = {"DiM", "GLD", "SKD"}         # the minutes of their rows are those of their own updates
 STORES_PLAIN_IMAGES = {"Random", "Herding", "K-Center", "Forgetting", "DC", "DSA", "DM", "CAFE", "MTT", "DDPP"}
+KINDS = {                                        # what is stored, by method
+    "selection": ("Random", "Herding", "K-Center", "Forgetting", "Full dataset"), "pixels": ("DM", "DC", "DSA", "MTT", "DDPP", "RaT-BPTT"),
+    "poster": ("PoDD",), "codes + decoder": ("KFS", "ESP"), "generator": ("CGAN", "DiM", "GLD", "SKD"),
+}
+OWN_PROTOCOLS = {                                # how each paper trains its test networks, in the names of `evaluate.PROTOCOLS`
+    "SKD": ("dim", "skd-1", "skd-10", "skd-50"), "GLD": ("dim",), "DDPP": ("mtt",), "ESP": ("dsa",),
+    "PoDD": ("podd", "podd-cifar100", "podd-cub200", "podd-tiny-imagenet"),
+}
+SETTINGS_KEPT = {                                # options of a command that leave a preset's settings as they are
+    "preset", "out", "minutes", "snapshots", "data", "evaluate", "networks", "results", "ipc", "ipcs", "seed", "unroll",
+}
+STATES = ("as published", "stand-in", "other data", NOT_RUN)
+NEEDED = ("dataset", "method", "ipc", "eval_arch", "variant", "accuracy_mean", "accuracy_std", "n", "protocol", "preset", "budget_scalars",
+          "commit", "device", "minutes")
 
 
 @dataclass(frozen=True)
@@ -537,6 +551,374 @@ def gains(paper: str, pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]
     columns = ("table 1, IPC", first[0], *pairs)
     return Table(columns, tuple(lines), ("last three lines: table 2, other test networks, cifar10 at IPC 10",),
                  f"As {paper} prints it; gains in points (in standard errors)", frozenset(columns[1:]))
+
+
+# ------------------------------------------------------------------------------------- every own cell, and what stands beside it
+
+
+@dataclass(frozen=True)
+class Match:
+    """A printed cell and one measured row about the same thing, or None where nobody has run it."""
+
+    cell: Cell
+    row: Mapping[str, Any] | None
+
+    @property
+    def state(self) -> str:
+        """One of `STATES`: how near the row's settings are to those of the cell."""
+        if self.row is None:
+            return NOT_RUN
+        if self.row["dataset"] != self.cell.dataset:
+            return "other data"
+        return "as published" if self._as_published(self.row) else "stand-in"
+
+    @property
+    def protocol(self) -> str:
+        """How the row's networks were trained: "strict", "resampled", "published" (the paper's own protocol), or its name."""
+        name = str((self.row or {}).get("protocol") or "")
+        if name in OWN_PROTOCOLS[self.cell.paper]:
+            return "published"
+        return "resampled" if name.startswith("strict") and name.endswith("-resampled") else (
+            "strict" if name in ("strict", "strict-cpu") else name or NOT_RUN)
+
+    def _as_published(self, row: Mapping[str, Any]) -> bool:
+        """The paper's protocol on networks of the usual width, from a published preset of which nothing was changed."""
+        preset, changed = str(row.get("preset") or ""), set(re.findall(r"--([a-z][a-z-]*)", str(row.get("command") or "")))
+        return (self.protocol == "published" and _split_variant(row)[1] is None and not changed - SETTINGS_KEPT
+                and preset != "" and preset.split("-")[0] not in ("cpu", "gpu", "tiny"))
+
+
+def own_cells(paper: str | None = None) -> list[Cell]:
+    """The printed cells of each paper's own method, or of one paper: what there is to reproduce."""
+    _choose("paper", paper, PAPERS)
+    return [cell for cell in cells() if cell.method == cell.paper and paper in (None, cell.paper)]
+
+
+def check_rows(rows: Iterable[Mapping[str, Any]], where: str = "these rows") -> list[Mapping[str, Any]]:
+    """The rows, if every one can be compared; ValueError names the first that cannot, what it says and what would do."""
+    checked = list(rows)
+    for number, row in enumerate(checked, 1):
+        if missing := [name for name in NEEDED if name not in row]:
+            raise ValueError(f"{where} lack the column{'s' * (len(missing) > 1)} {', '.join(missing)}: rows of ddlib.evaluate have all")
+        for name, low, high in (("accuracy_mean", 0, 100), ("accuracy_std", 0, 100), ("n", 1, math.inf), ("minutes", 0, math.inf),
+                                ("budget_scalars", 1, math.inf)):
+            try:
+                value = _number(row[name]) if name != "accuracy_mean" else float(row[name])
+            except (TypeError, ValueError):
+                value = math.inf
+            unknown = value is None or (name == "accuracy_std" and math.isnan(value))                  # one network has no spread
+            if not unknown and not (low <= value <= high and math.isfinite(value)):
+                raise ValueError(f"row {number} of {where} has {name} = {row[name]!r}: write a number from {low} "
+                                 + (f"to {high} (percent)" if high == 100 else "up, or nothing"))
+        try:
+            parse_ipc(row["ipc"])
+        except ValueError as error:
+            raise ValueError(f"row {number} of {where}: {error}") from None
+    return checked
+
+
+def version(row: Mapping[str, Any]) -> str:
+    """The version of the method in a row or cell, "" for the complete one.
+
+    Without the width of the test network, and for PoDD without how labels are read and how many patches there are: the paper
+    has both kinds of labels and leaves the patches open.
+    """
+    text = _split_variant(row)[0]
+    if row["method"] == "PoDD":
+        text = ", ".join(part for part in text.split(", ") if not re.fullmatch(r"(fixed|learned) labels|\d+x\d+ patches", part))
+    return text
+
+
+def latest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of rows that differ in nothing but when they were made, the last in file order, whatever their accuracies; no "tiny" ones."""
+    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in rows:
+        if row.get("preset") != "tiny":
+            key = (*(row[name] for name in ("dataset", "method", "eval_arch", "variant", "protocol", "preset")), parse_ipc(row["ipc"]))
+            found.pop(key, None)
+            found[key] = row
+    return list(found.values())
+
+
+def matches(rows: Iterable[Mapping[str, Any]], printed: Iterable[Cell] | None = None) -> list[Match]:
+    """Each printed cell (by default all own ones) with every row about it: dataset or its stand-in, method, version, IPC, network.
+
+    Of equal rows the latest counts. A cell has a line for each row, nearest data first, or a single one without a row.
+    """
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in latest(rows):
+        for dataset in filter(None, (row["dataset"], STAND_INS.get(row["dataset"]))):
+            found.setdefault((dataset, row["method"], parse_ipc(row["ipc"]), row["eval_arch"], version(row)), []).append(row)
+    lines = []
+    for cell in own_cells() if printed is None else printed:
+        wanted = version({"method": cell.method, "variant": cell.claim[-1]})
+        about = found.get((cell.dataset, cell.method, cell.ipc, cell.eval_arch, wanted), [])
+        about = sorted(about, key=lambda row, cell=cell: row["dataset"] != cell.dataset)
+        lines += [Match(cell, row) for row in about] or [Match(cell, None)]
+    return lines
+
+
+def tally(found: Iterable[Match]) -> Table:
+    """How many own cells each paper prints, and how many of them stand beside a row of which kind (the nearest counts)."""
+    best: dict[int, tuple[Cell, str]] = {}
+    for match in found:
+        known = best.get(id(match.cell), (match.cell, NOT_RUN))[1]
+        best[id(match.cell)] = match.cell, min(known, match.state, key=STATES.index)
+    lines = []
+    for paper in (*PAPERS, "all"):
+        states = [state for cell, state in best.values() if paper in (cell.paper, "all")]
+        lines.append((paper, str(len(states)), *(str(states.count(state)) for state in STATES)))
+    columns = ("paper", "own cells", *STATES)
+    return Table(columns, tuple(lines), ("as published: the paper's protocol, networks as wide as there, a published preset left as it is",
+                                         "stand-in: the same data, method, IPC and kind of network; smaller networks and shorter runs",
+                                         "other data: only fashion_mini, about a tenth of Fashion-MNIST"),
+                 numeric=frozenset(columns[1:]), caption="What the papers print of their own methods, and what stands beside it")
+
+
+def standings(found: Sequence[Match], caption: str = "") -> tuple[Table, dict[str, list[str]]]:
+    """All lines of `matches` as a table, and what each is filtered by, {"paper": one entry per line, ...}, for `widgets.finder`."""
+    columns = ("cell, IPC", "printed", "ours: mean±std (n)", "off by ± error", "protocol", "scalars", "preset", "network, version", "width",
+               "device", "minutes", "commit", "where")
+    lines, notes = [], []
+    for match in found:
+        cell, row = match.cell, match.row
+        who = ", ".join(filter(None, [cell.eval_arch or "-", cell.variant]))
+        if row is None:
+            lines.append((f"{cell.paper} {cell.dataset}, {cell.ipc}", cell.value, NOT_RUN, *["-"] * 4, who, *["-"] * 4, cell.place))
+            continue
+        ours = _value(float(row["accuracy_mean"]), _number(row["accuracy_std"])) + (f" ({row['n']})" if row["n"] else "")
+        if match.state == "other data":
+            ours += f" [{_footnote(notes, 'ours: ' + _stand_in(row['dataset'], cell.dataset))}]"
+        text = _split_variant(row)[0]
+        who += f"; ours {text}" if text and text != cell.claim[-1] else ""
+        off, error = difference(row, cell)
+        scalars, minutes = _number(row["budget_scalars"]), _number(row["minutes"])
+        lines.append((f"{cell.paper} {cell.dataset}, {cell.ipc}", cell.value, ours, f"{off:+.1f} ± {error:.1f}", row["protocol"],
+                      "-" if scalars is None else f"{scalars:,.0f}", row["preset"] or "-", who, str(_split_variant(row)[1] or "usual"),
+                      row["device"] or "-", "-" if minutes is None else f"{minutes:.1f}", (row["commit"] or "-")[:7], cell.place))
+    notes.append("± is one standard error of the difference of two means, over our n networks and five of the paper's; "
+                 "where nothing is printed, of ours alone")
+    if any(match.row and match.cell.method in GO_ON_FROM_A_GAN for match in found):
+        notes.append("minutes of DiM, GLD and SKD are those of their own updates and test networks; the GAN's are in the row of CGAN")
+    by = {"paper": [match.cell.paper for match in found], "dataset": [match.cell.dataset for match in found],
+          "IPC": [str(match.cell.ipc) for match in found], "network": [match.cell.eval_arch or "-" for match in found],
+          "protocol": [match.protocol for match in found], "state": [match.state for match in found]}
+    numeric = frozenset({"printed", "ours: mean±std (n)", "off by ± error", "scalars", "width", "minutes"})
+    return Table(columns, tuple(lines), tuple(notes), caption, numeric), by
+
+
+def difference(row: Mapping[str, Any], cell: Cell, n: int = 5) -> tuple[float, float]:
+    """Ours minus print in points, and the standard error of that: each mean's spread over networks, divided by their number.
+
+    n: networks behind the printed number. Where no deviation is printed, or a row has one network, that part counts as 0.
+    """
+    ours = (float(row["accuracy_mean"]), _number(row["accuracy_std"]), _number(row["n"]))
+    return _apart(ours, (cell.accuracy_mean, cell.accuracy_std, n))
+
+
+def _apart(one: tuple[float, float | None, float | None], other: tuple[float, float | None, float | None]) -> tuple[float, float]:
+    """One mean minus another, and its standard error, from (mean, deviation, number) of each."""
+    errors = [std / math.sqrt(n or 1) for _, std, n in (one, other) if std is not None and not math.isnan(std)]
+    return one[0] - other[0], math.hypot(*errors)
+
+
+# ----------------------------------------------------------------------------------------------------- claims and their signs
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says of its method: `method` is ahead of `other`, each (name, version), at the same IPC unless one is given."""
+
+    paper: str
+    method: tuple[str, str]
+    other: tuple[str, str]
+    below_one: bool = False                   # the method at less than one image per class against the other at one
+
+    @property
+    def text(self) -> str:
+        one, other = (", ".join(filter(None, each)) for each in (self.method, self.other))
+        return f"{one} below 1 over {other} at 1" if self.below_one else f"{one} over {other}"
+
+    def compares(self, ipc: int | float | str, other: int | float | str) -> bool:
+        return (not isinstance(ipc, str) and ipc < 1 and other == 1) if self.below_one else ipc == other
+
+
+CLAIMS = (
+    Claim("DDPP", ("DDPP", ""), ("MTT", "")),
+    Claim("ESP", ("ESP", ""), ("KFS", "")),
+    Claim("ESP", ("ESP", ""), ("MTT", "")),
+    Claim("GLD", ("GLD", ""), ("DiM", "")),
+    Claim("SKD", ("SKD", ""), ("DiM", "")),
+    Claim("SKD", ("SKD", ""), ("SKD", "no standardization")),
+    Claim("PoDD", ("PoDD", ""), ("RaT-BPTT", "")),
+    Claim("PoDD", ("PoDD", ""), ("RaT-BPTT", ""), below_one=True),
+    Claim("PoDD", ("PoDD", ""), ("Random", ""), below_one=True),
+)
+VERDICTS = ("holds", "open", "does not hold", NOT_RUN)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place where a claim is printed or was measured: gains as (points, standard error), or None where there is none."""
+
+    claim: Claim
+    dataset: str
+    ipc: int | float | str
+    eval_arch: str
+    protocol: str                             # of the rows, "" where there are none
+    preset: str
+    width: int | None
+    printed: tuple[float, float] | None
+    measured: tuple[float, float] | None
+
+    @property
+    def verdict(self) -> str:
+        """One of `VERDICTS`. The sign counts where it is more than two standard errors from zero; otherwise it is open."""
+        if self.measured is None:
+            return NOT_RUN
+        gained, error = self.measured
+        return "holds" if gained > 2 * error else "does not hold" if gained < -2 * error else "open"
+
+
+def findings(rows: Iterable[Mapping[str, Any]], claims: Iterable[Claim] = CLAIMS) -> list[Finding]:
+    """Every place where a claim was measured, and every place where it is printed and nobody has measured it.
+
+    Two rows compare if dataset, network and its width, protocol and preset are the same (selections have no preset), and IPC
+    as the claim says. Printed gains come from the claim's paper; where that does not print the other method, from any paper.
+    """
+    sides: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in latest(rows):
+        sides.setdefault((row["method"], version(row)), []).append(row)
+    found = []
+    for claim in claims:
+        printed = dict(_printed_gains(claim))
+        measured = set()
+        for one in sides.get(claim.method, []):
+            for other in sides.get(claim.other, []):
+                same = all(one[name] == other[name] for name in ("dataset", "eval_arch", "protocol"))
+                width, ipc = _split_variant(one)[1], parse_ipc(one["ipc"])
+                same = same and width == _split_variant(other)[1] and family(other) in ("", family(one))
+                if same and claim.compares(ipc, parse_ipc(other["ipc"])):
+                    gained = _apart(*((float(row["accuracy_mean"]), _number(row["accuracy_std"]), _number(row["n"])) for row in (one, other)))
+                    place = STAND_INS.get(one["dataset"], one["dataset"]), ipc, one["eval_arch"]
+                    found.append(Finding(claim, one["dataset"], ipc, one["eval_arch"], one["protocol"], family(one), width,
+                                         printed.get(place), gained))
+                    measured.add((one["dataset"], ipc, one["eval_arch"]))
+        found += [Finding(claim, *place, "", "", None, gained, None) for place, gained in printed.items() if place not in measured]
+    return found
+
+
+def _printed_gains(claim: Claim) -> dict[tuple[str, int | float | str, str], tuple[float, float]]:
+    """{(dataset, ipc, network): (points, standard error)} of a claim; deviations that are not printed count as 0."""
+    own = [cell for cell in own_cells(claim.paper) if cell.dataset != "average"
+           and (cell.method, version({"method": cell.method, "variant": cell.claim[-1]})) == claim.method]
+    others = [cell for cell in cells() if (cell.method, cell.claim[-1]) == claim.other]
+    gained = {}
+    for cell in own:
+        rivals = [each for each in others if (each.dataset, each.eval_arch) == (cell.dataset, cell.eval_arch)
+                  and claim.compares(cell.ipc, each.ipc)]
+        rivals = [each for each in rivals if each.paper == claim.paper] or rivals
+        if rivals:
+            each = rivals[0]
+            gained.setdefault((cell.dataset, cell.ipc, cell.eval_arch),
+                              _apart((cell.accuracy_mean, cell.accuracy_std, 5), (each.accuracy_mean, each.accuracy_std, 5)))
+    return gained
+
+
+def verdicts(found: Sequence[Finding]) -> Table:
+    """One line per claim: in how many places it is printed and how large the gains are, and what our rows say of the sign."""
+    lines, notes = [], []
+    for claim in dict.fromkeys(finding.claim for finding in found):
+        about = [finding for finding in found if finding.claim == claim]
+        printed = [gained for gained, _ in _printed_gains(claim).values()]
+        ours = [finding.measured[0] for finding in about if finding.measured]
+        span = lambda values: f"{min(values):+.1f} to {max(values):+.1f}" if values else "-"
+        states = [finding.verdict for finding in about]
+        lines.append((f"{claim.paper}: {claim.text}", str(len(printed)), span(printed), span(ours),
+                      *(str(states.count(verdict)) for verdict in VERDICTS)))
+    notes.append("holds, open, does not hold: comparisons of two of our rows, by dataset, IPC, network and protocol; "
+                 "open means within two standard errors of no difference")
+    notes.append("not run: printed places of which we have no pair of rows")
+    columns = ("claim", "printed", "printed gains", "our gains", *VERDICTS)
+    return Table(columns, tuple(lines), tuple(notes), "The signs of the papers' claims", frozenset(columns[1:]))
+
+
+def findings_table(found: Sequence[Finding], caption: str = "") -> tuple[Table, dict[str, list[str]]]:
+    """All findings as a table, and what each is filtered by, for `widgets.finder`."""
+    told = lambda gained: f"{gained[0]:+.1f}" + (f" ± {gained[1]:.1f}" if gained[1] else "") if gained else "-"
+    lines = []
+    for each in found:
+        preset = each.preset + (f", width {each.width}" if each.width else "")
+        lines.append((each.claim.text, each.dataset, str(each.ipc), each.eval_arch, told(each.printed), told(each.measured), each.verdict,
+                      each.protocol or "-", preset or "-"))
+    columns = ("claim", "dataset", "IPC", "network", "printed gain", "our gain", "verdict", "protocol", "preset")
+    notes = ["gains in points ± one standard error, where deviations are printed"]
+    if any(each.dataset in STAND_INS and each.printed for each in found):
+        notes.append("fashion_mini stands beside printed gains of fashion_mnist, of which it is a tenth")
+    by = {"claim": [each.claim.text for each in found], "dataset": [each.dataset for each in found], "IPC": [str(each.ipc) for each in found],
+          "protocol": [each.protocol or "-" for each in found], "verdict": [each.verdict for each in found]}
+    return Table(columns, tuple(lines), tuple(notes), caption, frozenset({"IPC", "printed gain", "our gain"})), by
+
+
+# ----------------------------------------------------------------------------------------------- what accuracy costs to have
+
+
+@dataclass(frozen=True)
+class Point:
+    """A measured accuracy and what it costs: numbers to store, and minutes to make the set, its GAN included, and to test it."""
+
+    place: tuple[str, str]                    # dataset and test network
+    protocol: str
+    series: str                               # method and version
+    kind: str                                 # one of `KINDS`
+    ipc: int | float | str
+    scalars: float
+    minutes: float
+    mean: float
+    std: float
+    n: int
+
+
+def kind_of(row: Mapping[str, Any]) -> str:
+    """What is stored: one of `KINDS`; a poster is one whoever made it."""
+    if "poster" in str(row.get("variant") or ""):
+        return "poster"
+    return next((kind for kind, names in KINDS.items() if row["method"] in names), "other")
+
+
+def points(rows: Iterable[Mapping[str, Any]], eval_arch: str = "convnet3") -> list[Point]:
+    """All rows of one test network as points of accuracy against cost, in file order; rows without their cost are left out.
+
+    Rows of one GAN begin with its minutes: those of the cheapest CGAN row of the same dataset and preset, which has little but
+    its training. Experts are shared by many runs and are in nobody's minutes. Stored images are the same whether a generator
+    is asked once or anew, so they stand in both protocols.
+    """
+    known = [row for row in latest(rows) if row["eval_arch"] == eval_arch and row["budget_scalars"] and row["minutes"]]
+    gans: dict[tuple[str, str], float] = {}
+    for row in known:
+        if row["method"] == "CGAN":
+            key, minutes = (row["dataset"], family(row)), float(row["minutes"])
+            gans[key] = min(minutes, gans.get(key, minutes))
+    presets: dict[tuple[Any, ...], set[str]] = {}
+    for row in known:
+        presets.setdefault((row["dataset"], row["method"], version(row), row["protocol"]), set()).add(family(row))
+    found = []
+    for row in known:
+        width, protocols = _split_variant(row)[1], [row["protocol"]]
+        if row["protocol"].startswith("strict") and kind_of(row) != "generator":
+            resampled = f"{row['protocol']}-resampled"
+            alike = lambda other, row=row, width=width: (other["dataset"], _split_variant(other)[1]) == (row["dataset"], width)
+            protocols += [resampled] if any(other["protocol"] == resampled and alike(other) for other in known) else []
+        extra = gans.get((row["dataset"], family(row)), 0.0) if row["method"] in GO_ON_FROM_A_GAN else 0.0
+        name = ", ".join(filter(None, [row["method"], version(row).removeprefix("poster ") if kind_of(row) != "poster" else
+                                       "poster" if row["method"] != "PoDD" else version(row)]))
+        several = len(presets[row["dataset"], row["method"], version(row), row["protocol"]]) > 1
+        name += f" ({family(row)})" if several else ""
+        network = eval_arch + (f" of width {width}" if width else ", usual width")
+        for protocol in protocols:
+            found.append(Point((row["dataset"], network), protocol, name, kind_of(row), parse_ipc(row["ipc"]), float(row["budget_scalars"]),
+                               extra + float(row["minutes"]), float(row["accuracy_mean"]), _number(row["accuracy_std"]) or 0.0, int(row["n"])))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts

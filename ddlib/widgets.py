@@ -2,8 +2,9 @@
 
 `knob()` has one drawing function and gives both: `.page()` computes every picture ahead and lets an HTML slider choose,
 `.live()` calls the function. `page()` is for what the browser can compute itself from data, and `ipc_explorer()`,
-`epsilon_explorer()`, `tau_explorer()`, `sweep_explorer()` and `poster_explorer()` are built on it. Every page widget is
-`<div class="ddlib-widget" id=UID>` with a labelled range input and an output; ids are given or derived from the content, so an
+`epsilon_explorer()`, `tau_explorer()`, `sweep_explorer()`, `poster_explorer()` and `cost_explorer()` are built on it. Every page
+widget is `<div class="ddlib-widget" id=UID>` with a labelled range input and an output; `finder()`, a table with filters, is
+`<div class="ddlib-finder" id=UID>`; ids are given or derived from the content, so an
 unchanged notebook stays byte-identical. Needs matplotlib or ipywidgets only where a function uses them.
 """
 
@@ -27,6 +28,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ddlib.papers import Point, Table
 
 SPRITE_LIMIT = 120_000  # characters of the embedded pictures of `ipc_explorer`
 
@@ -1471,6 +1474,248 @@ def poster_explorer(
         body=body, data={"classes": names, "order": grid, "patch": [high, wide], "patches": list(patches), "channels": channels,
                          "most": most, "pictures": stored, "sprite": sprite, "width": tile_width, "height": tile_height},
     )
+
+
+_FINDER_CSS = """
+.ddlib-finder{color-scheme:light;color:#1f2328;background:#fff;border:1px solid #d0d7de;border-radius:6px;padding:.5em .3em;
+margin:.3em 0;max-width:100%;box-sizing:border-box;font-size:.92rem;line-height:1.45}
+.ddlib-finder form{display:flex;flex-wrap:wrap;gap:.4em .9em;align-items:end;padding:.1em .5em .3em;margin:0}
+.ddlib-finder form[hidden]{display:none}
+.ddlib-finder label{display:flex;flex-direction:column;font-weight:600;font-size:.92em;min-width:0}
+.ddlib-finder select,.ddlib-finder input,.ddlib-finder button{font:inherit;font-weight:400;color:#1f2328;background:#fff;height:2em;
+border:1px solid #8c959f;border-radius:4px;padding:0 .4em;margin:0;max-width:min(15em,80vw);box-sizing:border-box}
+.ddlib-finder :focus-visible{outline:2px solid #0969da;outline-offset:2px}
+.ddlib-finder .found{margin:.1em .5em;font-weight:600;font-variant-numeric:tabular-nums}
+.ddlib-finder .ddlib-table .scroll{overflow:auto;max-height:30em}
+.ddlib-finder .ddlib-table thead th{position:sticky;top:0;z-index:2}
+.ddlib-finder .ddlib-table thead th:first-child{z-index:3}
+.ddlib-finder tr[hidden]{display:none}
+@media print{.ddlib-finder .ddlib-table .scroll{max-height:none}}
+@media(max-width:480px){.ddlib-finder label{flex:1 1 8em}.ddlib-finder select,.ddlib-finder input{width:100%}
+.ddlib-finder .ddlib-table .scroll{max-height:24em}}
+"""
+
+_FINDER_SCRIPT = """
+(function () {
+  const here = document.currentScript;
+  const root = (here && here.closest(".ddlib-finder")) || document.getElementById(%(uid)s);
+  if (!root) return;
+  const names = %(names)s, of = %(of)s, form = root.querySelector("form"), found = root.querySelector(".found");
+  const choices = Array.from(form.querySelectorAll("select")), text = form.querySelector("input");
+  const lines = Array.from(root.querySelectorAll("tbody tr")), texts = lines.map(line => line.textContent.toLowerCase());
+  function update() {
+    const words = text.value.toLowerCase().split(/\\s+/).filter(word => word);
+    let count = 0;
+    lines.forEach((line, k) => {
+      const shown = choices.every((choice, c) => choice.value === "" || of[c][k] === +choice.value)
+        && words.every(word => texts[k].includes(word));
+      line.hidden = !shown;
+      count += shown;
+    });
+    found.textContent = count + " of " + lines.length + " lines"
+      + (count ? "" : ": nothing has all of this, set a filter back to all");
+  }
+  form.addEventListener("input", update);
+  form.addEventListener("change", update);
+  form.addEventListener("submit", event => event.preventDefault());
+  form.addEventListener("reset", () => setTimeout(update));
+  form.hidden = false;
+  update();
+})();
+"""
+
+
+def finder(table: Table, by: Mapping[str, Sequence[str]], *, uid: str | None = None) -> Widget:
+    """A long table with filters above it: one choice for each entry of `by`, and a search in all that is printed.
+
+    by: what is chosen to its value for each of the table's lines; it need not be printed. A line is shown if it has all that is
+    chosen and every word that is typed. Without JavaScript the page has the whole table and no filters.
+    """
+    count = len(table.rows)
+    if not count or not by:
+        raise ValueError("finder needs a table with at least one line and at least one thing to choose by")
+    if wrong := [name for name, values in by.items() if len(values) != count]:
+        raise ValueError(f"{wrong[0]!r} has {len(by[wrong[0]])} values for the table's {count} lines: give one for each line")
+    kinds = [list(dict.fromkeys(values)) for values in by.values()]
+    for place, values in enumerate(kinds):                   # numbers in their order, names as they come
+        if all(re.fullmatch(r"[0-9.]+", value) for value in values if value != "full"):
+            kinds[place] = sorted(values, key=lambda value: math.inf if value == "full" else float(value))
+    of = [[values.index(value) for value in line] for values, line in zip(kinds, by.values(), strict=True)]
+    uid = _uid(uid, _json([table.html(), kinds, of]))
+    fields = []
+    for name, values in zip(by, kinds, strict=True):
+        options = "".join(f'<option value="{place}">{escape(value)}</option>' for place, value in enumerate(values))
+        fields.append(f'<label>{escape(name)}<select autocomplete="off"><option value="">all</option>{options}</select></label>')
+    run = _FINDER_SCRIPT % {"uid": _json(uid), "names": _json(list(by)), "of": _json(of)}
+    html = (
+        f'<div class="ddlib-finder" id="{uid}">\n<style>{_FINDER_CSS}</style>\n<form hidden>{"".join(fields)}'
+        '<label>text<input type="search" autocomplete="off" placeholder="any words"></label><button type="reset">show all</button></form>\n'
+        f'<p class="found" role="status">{count} lines</p>\n{table.html()}\n<script>{run}</script>\n</div>'
+    )
+    return Widget(uid, html, f"a table of {count} lines, filtered by {', '.join(by)}")
+
+
+_COST_CSS = """
+.ddlib-widget .costs .choose{display:flex;flex-wrap:wrap;gap:.4em 1em;margin:.1em 0 .5em}
+.ddlib-widget .costs .choose label{display:flex;flex-direction:column;font-weight:600;min-width:0}
+.ddlib-widget .costs select{font:inherit;font-weight:400;color:#1f2328;background:#fff;height:2em;border:1px solid #8c959f;
+border-radius:4px;max-width:min(22em,82vw)}
+.ddlib-widget .costs select:focus-visible,.ddlib-widget .costs .lines:focus-visible{outline:2px solid #0969da;outline-offset:2px}
+.ddlib-widget .costs .lines{overflow:auto;max-height:22em;margin-top:.4em}
+.ddlib-widget .costs table{border-collapse:collapse;margin:0;width:auto;font-size:.95em}
+.ddlib-widget .costs th,.ddlib-widget .costs td{padding:.1em .8em .1em 0;border:0;background:#fff;color:#1f2328;text-align:right;
+font-variant-numeric:tabular-nums;white-space:nowrap}
+.ddlib-widget .costs th:first-child,.ddlib-widget .costs td:last-child{text-align:left}
+.ddlib-widget .costs thead th{font-weight:600;border-bottom:1px solid #d0d7de;position:sticky;top:0}
+.ddlib-widget .costs tbody th{font-weight:400}
+.ddlib-widget .costs .swatch{display:inline-block;width:.75em;height:.75em;border-radius:50%;margin-right:.45em}
+.ddlib-widget .costs .said{color:#57606a;margin:.3em 0;font-size:.92em}
+"""
+
+_COST_SCRIPT = r"""
+    const ns = "http://www.w3.org/2000/svg", plot = body.querySelector(".chart"), table = body.querySelector("tbody");
+    const [where, how, axis] = body.querySelectorAll("select"), head = body.querySelector(".axis"), note = body.querySelector(".said");
+    const make = (tag, attributes, text) => {
+      const element = document.createElementNS(ns, tag);
+      for (const name in attributes) element.setAttribute(name, attributes[name]);
+      if (text !== undefined) element.textContent = text;
+      return element;
+    };
+    const axes = [{of: p => p[1], unit: n => Math.round(n).toLocaleString("en-US") + " numbers", title: "numbers stored"},
+      {of: p => p[2], unit: n => (n < 10 ? n.toFixed(1) : Math.round(n)) + " min", title: "minutes on one core"}];
+    let step = values[values.length - 1], now, limit;
+
+    function offer() {
+      const kept = how.selectedIndex < 0 ? "" : how.options[how.selectedIndex].text;
+      const names = Object.keys(data.places[where.value].protocols);
+      how.replaceChildren(...names.map(name => { const option = document.createElement("option"); option.textContent = name; return option; }));
+      how.selectedIndex = Math.max(0, names.indexOf(kept || data.start));
+    }
+    function choose() {
+      now = data.places[where.value];
+      now = {full: now.full, series: now.protocols[how.options[how.selectedIndex].text], axis: axes[+axis.value]};
+      now.points = now.series.flatMap(line => line.points.map(point => ({line, point, x: now.axis.of(point)})));
+      const all = now.points.map(p => p.x);
+      now.low = Math.min(...all) / 1.3; now.high = Math.max(...all) * 1.3;
+    }
+    function chart() {
+      const width = Math.max(240, Math.min(760, body.clientWidth)), height = width < 480 ? 280 : 330;
+      const left = 34, right = 12, top = 10, bottom = 40;
+      const reach = now.points.flatMap(p => [p.point[3] - p.point[4], p.point[3] + p.point[4]]).concat(now.full ? [now.full] : []);
+      const floor = Math.max(0, Math.floor(Math.min(...reach) / 10) * 10), ceiling = Math.min(100, Math.ceil(Math.max(...reach) / 10) * 10);
+      const x = v => left + (width - left - right) * Math.log(v / now.low) / Math.log(now.high / now.low);
+      const y = v => height - bottom - (height - top - bottom) * (v - floor) / (ceiling - floor);
+      const svg = make("svg", {width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "font-size": 11, "aria-label":
+        "Test accuracy against " + now.axis.title + ", " + now.points.filter(p => p.x <= limit).length + " points within the limit; "
+        + "the numbers stand in the table below"});
+      for (let v = floor; v <= ceiling; v += ceiling - floor > 50 ? 20 : 10) {
+        svg.append(make("line", {x1: left, x2: width - right, y1: y(v), y2: y(v), stroke: "#e3e7eb"}));
+        svg.append(make("text", {x: left - 5, y: y(v) + 4, "text-anchor": "end", fill: "#57606a"}, v));
+      }
+      for (let k = Math.floor(Math.log10(now.low)); k <= Math.log10(now.high); k++) for (const m of [1, 3]) {
+        const v = m * 10 ** k;
+        if (v < now.low || v > now.high) continue;
+        svg.append(make("line", {x1: x(v), x2: x(v), y1: height - bottom, y2: height - bottom + 4, stroke: "#57606a"}));
+        svg.append(make("text", {x: x(v), y: height - bottom + 16, "text-anchor": "middle", fill: "#57606a"},
+          v >= 1000 ? v / 1000 + "k" : +v.toPrecision(1)));
+      }
+      svg.append(make("text", {x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle", fill: "#57606a"}, now.axis.title));
+      if (now.full) {
+        svg.append(make("line", {x1: left, x2: width - right, y1: y(now.full), y2: y(now.full), stroke: "#767676", "stroke-width": 1.5,
+          "stroke-dasharray": "5 4"}));
+        svg.append(make("text", {x: width - right, y: y(now.full) + 13, "text-anchor": "end", fill: "#57606a"},
+          "full dataset, printed: " + now.full));
+      }
+      for (const line of now.series) {
+        const sorted = line.points.map(p => [now.axis.of(p), p[3], p[4]]).sort((a, b) => a[0] - b[0]);
+        const path = list => list.map(p => x(p[0]).toFixed(1) + "," + y(p[1]).toFixed(1)).join(" ");
+        if (sorted.length > 1) {
+          svg.append(make("polygon", {fill: line.color, opacity: .1,
+            points: path(sorted.map(p => [p[0], p[1] + p[2]]).concat(sorted.map(p => [p[0], p[1] - p[2]]).reverse()))}));
+          svg.append(make("polyline", {points: path(sorted), fill: "none", stroke: line.color, "stroke-width": 1, opacity: .5}));
+        }
+      }
+      for (const {line, point, x: at} of now.points) {
+        const inside = at <= limit, group = make("g", {opacity: inside ? 1 : .18});
+        group.append(make("line", {x1: x(at), x2: x(at), y1: y(point[3] - point[4]), y2: y(point[3] + point[4]), stroke: line.color}));
+        const r = 4.5, [cx, cy] = [x(at), y(point[3])], shape = {"selection": "circle", "pixels": "rect", "poster": "diamond",
+          "codes + decoder": "triangle", "generator": "cross"}[line.kind] || "circle";
+        const style = {fill: line.color, stroke: "#fff", "stroke-width": .8};
+        group.append(shape === "circle" ? make("circle", {cx, cy, r, ...style})
+          : shape === "rect" ? make("rect", {x: cx - r + .5, y: cy - r + .5, width: 2 * r - 1, height: 2 * r - 1, ...style})
+          : make("polygon", {...style, points: {diamond: [[0, -6], [6, 0], [0, 6], [-6, 0]], triangle: [[0, -6], [5.5, 4], [-5.5, 4]],
+            cross: [[-2, -5.5], [2, -5.5], [2, -2], [5.5, -2], [5.5, 2], [2, 2], [2, 5.5], [-2, 5.5], [-2, 2], [-5.5, 2], [-5.5, -2], [-2, -2]]}
+            [shape].map(([dx, dy]) => (cx + dx).toFixed(1) + "," + (cy + dy).toFixed(1)).join(" ")}));
+        group.append(make("title", {}, line.name + ", IPC " + point[0] + ": " + point[3].toFixed(1) + " ± " + point[4].toFixed(1) + " %, "
+          + now.axis.unit(at)));
+        svg.append(group);
+      }
+      svg.append(make("line", {x1: x(limit), x2: x(limit), y1: top, y2: height - bottom, stroke: "#0969da", "stroke-width": 1.5,
+        class: "limit"}));
+      plot.replaceChildren(svg);
+    }
+    function list() {
+      const within = now.points.filter(p => p.x <= limit).sort((a, b) => b.point[3] - a.point[3]);
+      head.textContent = now.axis.title;
+      table.replaceChildren(...within.map(({line, point, x: at}) => {
+        const row = document.createElement("tr"), first = document.createElement("th"), mark = document.createElement("span");
+        first.scope = "row"; mark.className = "swatch"; mark.style.background = line.color;
+        first.append(mark, line.name + ", " + point[0]); row.append(first);
+        for (const text of [point[3].toFixed(1) + " ± " + point[4].toFixed(1) + " (" + point[5] + ")", now.axis.unit(at), line.kind]) {
+          const cell = document.createElement("td");
+          cell.textContent = text; row.append(cell);
+        }
+        return row;
+      }));
+      note.textContent = within.length + " of " + now.points.length + " points are within the limit. ● selection, ■ pixels, ◆ poster, "
+        + "▲ codes + decoder, ✚ generator; a bar or band is one standard deviation over networks.";
+    }
+    function show() {
+      limit = now.low * (now.high / now.low) ** step;
+      shown.textContent = now.axis.unit(limit);
+      knob.setAttribute("aria-valuetext", shown.textContent);
+      chart(); list();
+    }
+    offer(); choose();
+    where.addEventListener("change", () => { offer(); choose(); show(); });
+    for (const menu of [how, axis]) menu.addEventListener("change", () => { choose(); show(); });
+    whenResized(() => limit && chart());
+    return function (value) { step = value; show(); };"""
+
+
+def cost_explorer(points: Sequence[Point], full: Mapping[str, float] | None = None, *, protocol: str = "", uid: str | None = None,
+                  label: str = "at most") -> Widget:
+    """Accuracy against stored numbers or minutes, for one dataset, test network and protocol at a time, and what is within a limit.
+
+    points: `papers.points`. full: dataset to the printed accuracy of the full training set, a dashed line. protocol: shown first.
+    The slider moves the limit; what lies within is drawn strongly and listed, highest accuracy first.
+    """
+    from ddlib.plots import colors
+
+    if not points:
+        raise ValueError("cost_explorer has no point to draw: give rows that have budget_scalars and minutes")
+    paints = colors(sorted({point.series for point in points}))
+    places: dict[tuple[str, str], dict[str, Any]] = {}
+    for point in points:
+        given = places.setdefault(point.place, {"full": (full or {}).get(point.place[0]), "protocols": {}})
+        series = given["protocols"].setdefault(point.protocol, {})
+        line = series.setdefault(point.series, {"name": point.series, "kind": point.kind, "color": paints[point.series], "points": []})
+        line["points"].append([point.ipc, round(point.scalars), float(f"{point.minutes:.3g}"), round(point.mean, 2), round(point.std, 2),
+                               point.n])
+    data = [{"full": given["full"], "protocols": {name: list(series.values()) for name, series in given["protocols"].items()}}
+            for given in places.values()]
+    options = "".join(f'<option value="{k}">{escape(dataset)}, {escape(network)}</option>' for k, (dataset, network) in enumerate(places))
+    body = (
+        f'<div class="costs"><div class="choose"><label>dataset and test network<select autocomplete="off">{options}</select></label>'
+        '<label>protocol<select autocomplete="off"></select></label><label>across<select autocomplete="off">'
+        '<option value="0">numbers stored</option><option value="1">minutes</option></select></label></div><div class="chart"></div>'
+        '<p class="said" role="status"></p><div class="lines" tabindex="0" role="region" aria-label="points within the limit"><table><thead><tr>'
+        '<th scope="col">method, IPC</th><th scope="col">accuracy, % (n)</th><th scope="col" class="axis"></th>'
+        '<th scope="col">stored as</th></tr></thead><tbody></tbody></table></div><noscript>The chart needs JavaScript.</noscript></div>'
+    )
+    steps = [k / 40 for k in range(1, 41)]
+    return page(uid, label=label, values=steps, texts=[f"{value:.0%}" for value in steps], start=steps[-1], script=_COST_SCRIPT,
+                css=_COST_CSS, body=body, data={"places": data, "start": protocol})
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts

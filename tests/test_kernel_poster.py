@@ -137,7 +137,8 @@ def test_patches_that_are_larger_than_the_poster_are_left_to_torch_and_said_once
 
 
 def test_switched_off_no_kernel_runs(monkeypatch):
-    monkeypatch.setattr(kernel, "_Patches", None)
+    monkeypatch.setattr(kernel, "_cut", None)
+    monkeypatch.setattr(kernel, "_add", None)
     layout, poster, patches = given(PLAIN, 1)
     with kernels.using("off"):
         layout.extract(poster.to(DEVICE), layout.index(len(poster)).to(DEVICE))

@@ -29,13 +29,14 @@ GROUP = 4                # patches that are read together
 
 def reference(poster: Tensor, index: Tensor, size: Size) -> Tensor:
     """As `extract`, in plain torch."""
-    return poster.flatten().gather(0, index.flatten()).view(len(index), len(poster), *size)
+    return poster.flatten().index_select(0, index.flatten()).view(len(index), len(poster), *size)
 
 
 def added_reference(patches: Tensor, index: Tensor, size: Size) -> Tensor:
     """As `add_up`, in plain torch."""
     shape = (patches.shape[1], *size)
-    return patches.new_zeros(math.prod(shape)).index_add_(0, index.flatten(), patches.flatten()).view(shape)
+    to = index.reshape(patches.shape).flatten()
+    return patches.new_zeros(math.prod(shape)).scatter_add_(0, to, patches.flatten()).view(shape)
 
 
 def extract(poster: Tensor, index: Tensor, size: Size) -> Tensor:
@@ -44,17 +45,16 @@ def extract(poster: Tensor, index: Tensor, size: Size) -> Tensor:
     index: (N, c p_h p_w), each row the places of a window in the flattened poster, which may go round its edges (`Layout.index`).
     """
     whole = (poster.shape[1], poster.shape[2])
-    if index.numel() and poster.numel() and run_fast("poster", poster, unless=_unfit(whole, size, len(poster), index)):
-        return _Patches.apply(poster, index, whole, size, False)
-    return reference(poster, index, size)
+    fast = index.numel() and poster.numel() and run_fast("poster", poster, unless=_unfit(whole, size, len(poster), index))
+    return _Patches.apply(poster, index, whole, size, False, fast)
 
 
 def add_up(patches: Tensor, index: Tensor, size: Size) -> Tensor:
     """The poster (c, h, w) of size (h, w) in whose pixels patches (N, c, p_h, p_w) at `index`, as in `extract`, are added up."""
     each = (patches.shape[2], patches.shape[3])
-    if patches.numel() and len(index) == len(patches) and run_fast("poster", patches, unless=_unfit(size, each, patches.shape[1], index)):
-        return _Patches.apply(patches, index, size, each, True)
-    return added_reference(patches, index, size)
+    same = patches.numel() and len(index) == len(patches)
+    fast = same and run_fast("poster", patches, unless=_unfit(size, each, patches.shape[1], index))
+    return _Patches.apply(patches, index, size, each, True, fast)
 
 
 def _unfit(whole: Size, size: Size, channels: int, index: Tensor) -> str:
@@ -121,10 +121,17 @@ def _add(patches, index, poster, N, index_stride, H: tl.constexpr, W: tl.constex
 
 
 class _Patches(torch.autograd.Function):
-    """Patches of a poster or, adding, a poster of patches; the gradient is the other one, to any order."""
+    """Patches of a poster or, adding, a poster of patches; the gradient is the other one, to any order.
+
+    Also for the plain forms: torch's derivative of a selection, `index_add_`, is slower than `scatter_add_` on a CPU.
+    """
 
     @staticmethod
-    def forward(given: Tensor, index: Tensor, whole: Size, size: Size, adding: bool) -> Tensor:
+    def forward(ctx: Any, given: Tensor, index: Tensor, whole: Size, size: Size, adding: bool, fast: bool) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.facts = whole, size, adding, fast
+        if not fast:
+            return added_reference(given, index, whole) if adding else reference(given, index, size)
         given, (H, W), (PH, PW) = given.contiguous(), whole, size
         N, C = len(index), given.shape[1] if adding else len(given)
         sizes = {"H": H, "W": W, "C": C, "PH": PH, "PW": PW}
@@ -138,11 +145,6 @@ class _Patches(torch.autograd.Function):
         return made
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, index, *ctx.facts = inputs
-        ctx.save_for_backward(index)
-
-    @staticmethod
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
-        whole, size, adding = ctx.facts
-        return _Patches.apply(adjoint, *ctx.saved_tensors, whole, size, not adding), None, None, None, None
+        whole, size, adding, fast = ctx.facts
+        return _Patches.apply(adjoint, *ctx.saved_tensors, whole, size, not adding, fast), None, None, None, None, None
