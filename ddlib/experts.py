@@ -201,7 +201,7 @@ def check(path: Path, claim: dict[str, Any], read: bool = False) -> dict[str, An
 # --------------------------------------------------------------------------------------------------------------- training
 
 def train(real: ImageSet, config: ExpertConfig, folder: Path | str | None = None, *, minutes: float = math.inf,
-          together: int | None = None) -> ExpertBuffer:
+          together: int | None = None, only: int | None = None) -> ExpertBuffer:
     """Train the experts that `folder` lacks, resume those that were interrupted, replace damaged ones, and open the buffer.
 
     Of finished experts only headers and sizes are looked at; bytes are when they are first read.
@@ -210,14 +210,16 @@ def train(real: ImageSet, config: ExpertConfig, folder: Path | str | None = None
     minutes: TimeoutError instead of an epoch that would begin later than that, but for the first; nothing is lost.
     together: experts that are trained side by side, whose weights then differ by rounding; by default 8 on a GPU, which
     one alone leaves idle, if the network has neither batch norm nor dropout, and 1 on a CPU. Several processes may train
-    one buffer: each takes the experts that no other is at.
+    one buffer: each takes the experts that no other is at. only: train this expert and no other (the buffer opens with all).
     """
     if not minutes > 0 or (together is not None and together < 1):
         raise ValueError(f"minutes must be above 0 and together at least 1, got {minutes} and {together}")
     if real.preprocess.kind != config.preprocess:
         raise ValueError(f"the images come preprocessed by {real.preprocess.kind!r} and the experts are to see {config.preprocess!r}: "
                          f"load them with preprocess={config.preprocess!r} or change the config")
-    return Job(real, config, folder, minutes, together).run()
+    if only is not None and not 0 <= only < config.num_experts:
+        raise ValueError(f"expert {only} asked; there are experts 0 to {config.num_experts - 1}")
+    return Job(real, config, folder, minutes, together).run(range(config.num_experts) if only is None else [only])
 
 
 def prepare(real: ImageSet, config: Any, minutes: float = math.inf) -> None:
@@ -251,12 +253,12 @@ class Job:
     def path(self, expert: int, kind: str = "safetensors") -> Path:
         return self.folder / f"expert-{expert:05d}.{kind}"
 
-    def run(self) -> ExpertBuffer:
+    def run(self, wanted: Sequence[int]) -> ExpertBuffer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with acquire(self.folder / ".lock", wait=True):          # two processes may claim the folder at once
             runs.check_claim(self.folder, self.claim)
             files.write_text(self.folder / "config.json", json.dumps(self.claim, indent=1))
-        missing = [expert for expert in range(self.config.num_experts) if not self.finished(expert)]
+        missing = [expert for expert in wanted if not self.finished(expert)]
         if missing:
             left = sum(self.config.epochs + 1 - len(self.resumed(expert).thetas) for expert in missing)    # epochs
             self.announce(missing, left)
@@ -482,6 +484,7 @@ def main() -> int:
                                      description="Train experts. Called again with the same settings, it goes on where it stopped.")
     parser.add_argument("--out", help="folder of the buffer (default: runs/experts/, by settings and data)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop cleanly after about this many minutes")
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="train this expert and no other (one task of many on a cluster)")
     parser.add_argument("--together", type=int, help="experts side by side (default: 8 on a GPU, 1 on a CPU)")
     parser.add_argument("--data", help="folder with the datasets (default $DDLIB_DATA)")
     settings = parser.add_argument_group("settings, by default those of the MTT code")
@@ -495,11 +498,12 @@ def main() -> int:
         config, started = ExpertConfig(**{name: getattr(given, name) for name in names}), time.monotonic()
         real = data.load(config.dataset, given.data, preprocess=config.preprocess).to(runs.pick_device())
         try:
-            buffer = train(real, config, given.out, minutes=given.minutes, together=given.together)
+            buffer = train(real, config, given.out, minutes=given.minutes, together=given.together, only=given.only)
         except TimeoutError as error:
             print(f"stopped: {error}; the same command goes on from here")
             return
-        print(f"{buffer.num_experts} experts of {buffer.num_epochs} epochs and {buffer.num_params:,} parameters in {buffer.folder} "
+        count = f"{buffer.num_experts} experts" if given.only is None else f"expert {given.only}"
+        print(f"{count} of {buffer.num_epochs} epochs and {buffer.num_params:,} parameters in {buffer.folder} "
               f"({(time.monotonic() - started) / 60:.1f} minutes)")
 
     training.keep_freed_memory()

@@ -12,7 +12,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ import torch
 
 if TYPE_CHECKING:
     from ddlib.distilled import DistilledSet
+    from ddlib.evaluate import Protocol as EvaluationProtocol
 
 
 class State:
@@ -125,15 +126,7 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
     started = time.monotonic()
     train.keep_freed_memory()
     config = dataclasses.replace(preset(method, arguments.preset), **changes)
-    usual = (getattr(config, "network", "convnet3"), getattr(config, "width", None))
-    networks = [parse_network(text) for text in arguments.networks] or [usual]
-    ipcs = getattr(arguments, "ipcs", None) or [None]            # None: what the set holds
-    if any(ipc is not None and ipc < 1 for ipc in ipcs):
-        raise ValueError(f"--ipcs must be at least 1, got {ipcs}")
-    wanted = [(evaluate.with_options(name, network=network, width=width), ipc)
-              for ipc in ipcs for name in arguments.evaluate for network, width in networks]
-    if any(protocol.lr == "alpha" for protocol, _ in wanted) and not hasattr(config, "alpha"):
-        raise ValueError(f"{method.NAME} learns no step size, which this protocol trains with: evaluate with strict or strict-cpu")
+    wanted = evaluations(method, config, arguments.evaluate, arguments.networks, getattr(arguments, "ipcs", None) or ())
     rows = [row for row in evaluate.read_rows(arguments.results) if row["command"] == command] if arguments.results else []
     done = {(row["protocol"], row["eval_arch"], row["variant"], ipc) for row in rows for ipc in (row["ipc"], "None")}
     variant = getattr(config, "variant", "")                     # which version of the method, for those that have several
@@ -168,6 +161,24 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
               f"{row['accuracy_mean']} +- {row['accuracy_std']} % (n = {row['n']})")
         if arguments.results:
             evaluate.append_row(arguments.results, row)
+
+
+def evaluations(method: Method, config: Any, names: Sequence[str], networks: Sequence[str] = (),
+                ipcs: Sequence[int] = ()) -> list[tuple[EvaluationProtocol, int | None]]:
+    """Every protocol and number of images per class (None: what the set holds) that a run is evaluated with.
+
+    names: protocols. networks: NAME or NAME:WIDTH, by default the one that distils. ValueError for what cannot be.
+    """
+    from ddlib import evaluate
+
+    usual = (getattr(config, "network", "convnet3"), getattr(config, "width", None))
+    if any(ipc < 1 for ipc in ipcs):
+        raise ValueError(f"--ipcs must be at least 1, got {list(ipcs)}")
+    wanted = [(evaluate.with_options(name, network=network, width=width), ipc) for ipc in ipcs or (None,) for name in names
+              for network, width in [parse_network(text) for text in networks] or [usual]]
+    if any(protocol.lr == "alpha" for protocol, _ in wanted) and not hasattr(config, "alpha"):
+        raise ValueError(f"{method.NAME} learns no step size, which this protocol trains with: evaluate with strict or strict-cpu")
+    return wanted
 
 
 def parse_network(text: str) -> tuple[str, int | None]:

@@ -206,8 +206,12 @@ def follow(average: torch.nn.Module, net: torch.nn.Module, decay: float) -> None
 
 def folder(real: ImageSet, config: CGANConfig) -> Path:
     """Where this GAN of these images is kept: one folder for all methods that start from it (they ask for one with ipc 1)."""
+    return runs.folder("gan", folder_name(real, config))
+
+
+def folder_name(real: ImageSet, config: CGANConfig) -> str:
     claim = json.dumps([asdict(config), real.fingerprint], sort_keys=True)
-    return runs.folder("gan", f"{config.dataset}-w{config.gan_width}-{hashlib.sha256(claim.encode()).hexdigest()[:12]}")
+    return f"{config.dataset}-w{config.gan_width}-{hashlib.sha256(claim.encode()).hexdigest()[:12]}"
 
 
 def distill(real: ImageSet, config: CGANConfig, resume: Mapping[str, Any] | None = None) -> Iterator[Step]:
