@@ -161,9 +161,10 @@ class Preprocess:
         shapes = {"none": [(), ()], "standardize": [(size,), (size,)], "zca_a": [(size,), (), (size, size)],
                   "zca_b": [(), (), (size, size)]}[kind]
         for name, shape in zip(("mean", "std", "matrix"), shapes, strict=False):
-            if tensors[name].shape != shape or not tensors[name].is_floating_point():
+            if tensors[name].shape != shape or tensors[name].dtype not in (torch.float32, torch.float64) or (
+                    tensors[name].dtype != tensors["mean"].dtype):
                 raise ValueError(f"no stored preprocessing: {name} of {kind} is {tensors[name].dtype} of shape "
-                                 f"{tuple(tensors[name].shape)} where floats of shape {shape} are needed")
+                                 f"{tuple(tensors[name].shape)} where float32 or float64 of shape {shape} is needed")
         return cls(kind, tensors["mean"], tensors["std"], tensors.get("matrix"), float(facts.get("zca_eps", 0.1)))
 
     def _for(self, x: Tensor) -> Preprocess:

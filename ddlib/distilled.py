@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS: dict[str, type[DistilledSet]] = {}
+MOST_IN_PATCHES = 2**27                          # a stored poster with more numbers in its patches is not read; papers have 1e7
 
 
 class DistilledSet(ABC):
@@ -147,9 +148,13 @@ def load(path: Path | str) -> DistilledSet:
             raise TypeError("classes must be names and meta a dictionary")
         syn = KINDS[kind].from_tensors(part("set."), classes=tuple(classes), preprocess=preprocess, meta=meta)
         preprocess.check(syn.shape)
+        alpha = getattr(syn, "alpha", None)
+        if alpha is not None and not (alpha.ndim == 0 and alpha.is_floating_point()):
+            raise ValueError(f"alpha must be one float, got {alpha.dtype} of shape {tuple(alpha.shape)}")
         return syn
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is incomplete or its parts do not fit together ({error!r}): make it again") from None
+        reason = (str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}").splitlines()[0]
+        raise ValueError(f"{path} is incomplete or its parts do not fit together ({reason}): make it again") from None
 
 
 class StoredSet(DistilledSet):
@@ -296,8 +301,9 @@ class PosterSet(StoredSet):
 
     def __init__(self, picture: Tensor, order: Tensor, layout: poster.Layout, *, classes: tuple[str, ...], preprocess: Preprocess,
                  cells: Tensor | None = None, rule: poster.Rule = "paper", alpha: Tensor | None = None, meta: dict[str, Any] | None = None):
-        if picture.shape[1:] != (layout.height, layout.width):
-            raise ValueError(f"the poster must be (c, {layout.height}, {layout.width}) as its layout says, got {tuple(picture.shape)}")
+        if picture.shape[1:] != (layout.height, layout.width) or not picture.is_floating_point():
+            raise ValueError(f"the poster must be (c, {layout.height}, {layout.width}) floats as its layout says, got "
+                             f"{picture.dtype} of shape {tuple(picture.shape)}")
         if order.ndim != 2 or sorted(order.flatten().tolist()) != list(range(len(classes))):
             raise ValueError(f"order must be a grid with each of the {len(classes)} classes once, got {order.tolist()}")
         if cells is not None and (cells.ndim != 3 or len(cells) != len(classes)):
@@ -401,6 +407,8 @@ class PosterSet(StoredSet):
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> PosterSet:
         width, height, across, down, cyclic, code = tensors["facts"].tolist()
+        if width * height * across * down * len(tensors["poster"]) > MOST_IN_PATCHES:
+            raise ValueError(f"{across}x{down} patches of {width}x{height} hold more than {MOST_IN_PATCHES:,} numbers")
         layout = poster.Layout(tensors["poster"].shape[2], tensors["poster"].shape[1], width, height, across, down, bool(cyclic))
         return cls(tensors["poster"], tensors["order"], layout, cells=tensors.get("cells"), rule="code" if code else "paper",
                    alpha=tensors.get("alpha"), **facts)
@@ -566,7 +574,10 @@ class FactoredSet(DistilledSet):
     def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> FactoredSet:
         ipc, channels, height, width = tensors["facts"].tolist()
         decoders = {name: tensor for name, tensor in tensors.items() if name not in ("codes", "facts")}
-        return cls(tensors["codes"], decoders, ipc=ipc, shape=(channels, height, width), **facts)
+        syn = cls(tensors["codes"], decoders, ipc=ipc, shape=(channels, height, width), **facts)
+        if min(syn.shape) < 1 or syn.decode(torch.arange(syn.num_decoders)).shape[1:] != syn.shape:      # do the stages fit together?
+            raise ValueError(f"these codes and decoders make no {channels}x{height}x{width} images")
+        return syn
 
 
 class GeneratorSet(DistilledSet):
@@ -644,7 +655,11 @@ class GeneratorSet(DistilledSet):
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], **facts: Any) -> GeneratorSet:
         ipc, channels, height, across, width, noise = tensors["facts"].tolist()
-        with torch.random.fork_rng([]):                          # its first weights are drawn and thrown away
+        with torch.device("meta"):                               # no memory before sizes are known to be those of the tensors
             net = gan.Generator((channels, height, across), len(facts["classes"]), width, noise)
-        net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in tensors.items() if name != "facts"})
+        weights = {name.removeprefix("net."): tensor for name, tensor in tensors.items() if name != "facts"}
+        net.load_state_dict(weights, assign=True)
+        if any(tensor.dtype != (torch.int64 if name.endswith("num_batches_tracked") else torch.float32)
+               for name, tensor in weights.items()):
+            raise ValueError("the weights of the generator are no float32")
         return cls(net, images_per_class=ipc, **facts)
