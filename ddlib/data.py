@@ -158,9 +158,10 @@ class Preprocess:
             raise ValueError(f"no stored preprocessing: kind {kind!r} with tensors {sorted(tensors)}, where {sorted(wanted)} are "
                              f"needed and the kind is one of {', '.join(KINDS)}")
         size = len(tensors["matrix"]) if "matrix" in wanted and tensors["matrix"].ndim else tensors["mean"].numel()      # d or c
-        shapes = {"none": [(), ()], "standardize": [(size,), (size,)], "zca_a": [(size,), (), (size, size)],
-                  "zca_b": [(), (), (size, size)]}[kind]
-        for name, shape in zip(("mean", "std", "matrix"), shapes, strict=False):
+        shapes: dict[str, list[tuple[int, ...]]] = {
+            "none": [(), ()], "standardize": [(size,), (size,)], "zca_a": [(size,), (), (size, size)],
+            "zca_b": [(), (), (size, size)]}
+        for name, shape in zip(("mean", "std", "matrix"), shapes[kind], strict=False):
             if tensors[name].shape != shape or tensors[name].dtype not in (torch.float32, torch.float64) or (
                     tensors[name].dtype != tensors["mean"].dtype):
                 raise ValueError(f"no stored preprocessing: {name} of {kind} is {tensors[name].dtype} of shape "

@@ -147,8 +147,27 @@ def cosine_distances(vectors: Tensor) -> Tensor:
 @cache
 def _tables() -> dict[str, dict]:
     """Name of a table -> its classes, the texts that were embedded for them, and rows of distances below the diagonal."""
-    tables: dict[str, dict] = json.loads(TABLES.read_text(encoding="utf-8"))["tables"]
+    try:
+        if not TABLES.is_file():
+            raise TypeError("there is no such file")
+        tables: dict[str, dict] = json.loads(TABLES.read_text(encoding="utf-8"))["tables"]
+        for table in tables.values():
+            if len(_square(table)) != len(set(map(str, table["classes"]))):
+                raise TypeError("a class has no name, or another's")
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{TABLES} is missing or damaged ({error}): install ddlib again") from None
     return tables
+
+
+def _square(table: dict) -> Tensor:
+    """(C, C): all distances of a stored table."""
+    size = len(table["classes"])
+    full = torch.zeros(size, size, dtype=torch.float64)
+    for row, values in zip(range(size), table["distances"], strict=True):
+        if len(values) != row:
+            raise TypeError(f"{len(values)} distances stand where {row} should")
+        full[row, :row] = full[:row, row] = torch.tensor(values, dtype=torch.float64)
+    return _checked(full)
 
 
 def table_of(names: Sequence[str]) -> str | None:
@@ -163,12 +182,8 @@ def by_table(names: Sequence[str]) -> Tensor:
         raise ValueError(f"no shipped table has the classes {_some(names)}; there are tables for {', '.join(_tables())}: choose source "
                          "'features' or 'clip', or give your own distances")
     stored = _tables()[table]
-    size = len(stored["classes"])
-    full = torch.zeros(size, size, dtype=torch.float64)
-    for row, values in enumerate(stored["distances"]):
-        full[row, :row] = full[:row, row] = torch.tensor(values, dtype=torch.float64)
     places = [stored["classes"].index(name) for name in names]
-    return full[places][:, places]
+    return _square(stored)[places][:, places]
 
 
 def by_clip(names: Sequence[str]) -> Tensor:
