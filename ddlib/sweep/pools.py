@@ -1,0 +1,212 @@
+"""Who does the tasks: threads that wait for child processes on this machine, or Ray.
+
+Both offer the same: `start` a task after those that it needs, `ended` ones as they come, `close`. Ray schedules, places by CPUs,
+GPUs and memory, and retries, also what was on a worker or a node that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from typing import Any
+
+from ddlib.sweep import work
+from ddlib.sweep.store import Store
+from ddlib.sweep.work import Task, code_version, execute
+
+LOST = 3                                                         # lost workers that a task survives, besides its own retries
+POLL_SECONDS = 1.0
+
+
+def failures(record: dict[str, Any], session: str) -> int:
+    """How often a task has failed since this start of the sweep."""
+    good = ("finished", "lost", "interrupted")
+    return sum(attempt["session"] == session and attempt["outcome"] not in good for attempt in record["attempts"])
+
+
+class Here:
+    """This machine: `workers` child processes at a time, by default as many as its cores, memory and GPUs allow."""
+
+    def __init__(self, store: Store, session: str, tasks: Sequence[Task], workers: int = 0):
+        self.store, self.session = store, session
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        bounds = [cores // max((task.cpus for task in tasks), default=1)]
+        if most := max((task.memory_gb for task in tasks), default=0.0):
+            bounds.append(int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 / most))
+        if most := max((task.gpus for task in tasks), default=0.0):
+            bounds.append(int(len(visible_gpus()) / most))
+            if not bounds[-1]:
+                raise ValueError(f"a run wants {most:g} GPUs and this machine has {len(visible_gpus())}: ask for fewer in its resources")
+        self.workers = workers or max(1, min(bounds))
+        self.notes: list[str] = []
+        self.pool = futures.ThreadPoolExecutor(self.workers)
+        self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(self.workers):
+            self.slots.put(slot)
+        self.tasks: dict[futures.Future[dict[str, Any]], Task] = {}
+        self.by_folder: dict[str, futures.Future[dict[str, Any]]] = {}
+
+    def start(self, task: Task) -> None:
+        needs = [self.by_folder[need] for need in task.needs if need in self.by_folder]
+        self.by_folder[task.folder] = future = self.pool.submit(self.work, task, needs)
+        self.tasks[future] = task
+
+    def work(self, task: Task, needs: Sequence[futures.Future[dict[str, Any]]]) -> dict[str, Any]:
+        futures.wait(needs)                                      # they were started earlier, so this ends
+        slot = self.slots.get()
+        try:
+            while True:
+                if work.stopping.is_set():
+                    raise work.Stopped
+                record = execute(task, self.store, self.session, share(slot, task.gpus))
+                if record["state"] == "finished" or failures(record, self.session) > task.retries:
+                    return record
+        finally:
+            self.slots.put(slot)
+
+    def ended(self) -> Iterator[tuple[Task, dict[str, Any]]]:
+        """The tasks that have ended since the last call, after a second at most."""
+        done, _ = futures.wait(self.tasks, POLL_SECONDS, futures.FIRST_COMPLETED)
+        for future in done:
+            yield self.tasks.pop(future), future.result()
+
+    def close(self, interrupted: bool = False) -> None:
+        """Interrupted: end what runs."""
+        if interrupted:
+            work.stopping.set()
+        self.pool.shutdown(cancel_futures=interrupted)
+        work.stopping.clear()
+
+
+def visible_gpus() -> list[str]:
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name for name in named.split(",") if name] if named is not None else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def share(slot: int, gpus: float) -> str:
+    """CUDA_VISIBLE_DEVICES of a child: none if it asks for none, so that the same grid gives the same everywhere."""
+    first = int(slot * gpus)
+    return ",".join(visible_gpus()[first:first + max(1, int(gpus))]) if gpus else ""
+
+
+class Again(RuntimeError):
+    """A task has failed and may be tried again."""
+
+
+def attempt(task: Task, store: Store, session: str, *needs: Any) -> dict[str, Any]:
+    """The body of a Ray task; `needs` are the results of others, awaited by Ray."""
+    record = execute(task, store, session, None if task.gpus else "")
+    if record["state"] == "failed" and failures(record, session) <= task.retries:
+        raise Again(record["error"])
+    return record
+
+
+class OnRay:
+    """A Ray cluster: address "local" starts one on this machine with `workers` CPUs, else one that runs."""
+
+    def __init__(self, store: Store, session: str, tasks: Sequence[Task], address: str, workers: int = 0):
+        try:
+            import ray
+        except ImportError:
+            raise ImportError('--ray needs Ray: pip install "ddlib[scale]"') from None
+        self.ray, self.store, self.session, self.own = ray, store, session, not ray.is_initialized()
+        if "://" in store.address and store.address.startswith("memory"):
+            raise ValueError(f"workers do not see {store.address}: name a folder or an address that all of them see")
+        if self.own:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if address == "local":
+                ray.init(num_cpus=workers or None, include_dashboard=False, object_store_memory=100 * 2**20, **quiet)
+            else:
+                reach(address)
+                try:
+                    ray.init(address=address, **quiet)
+                except (ConnectionError, RuntimeError, ValueError) as error:
+                    raise ConnectionError(f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): "
+                                          "start one with `ray start --head`, or use --ray local") from None
+        self.nodes = self.alive()
+        self.notes: list[str] = []
+        self.tasks: dict[Any, Task] = {}
+        self.by_folder: dict[str, Any] = {}
+        try:
+            self.check(tasks)
+        except BaseException:
+            self.close()
+            raise
+        cpus = sum(node["Resources"].get("CPU", 0) for node in self.nodes.values())
+        self.workers = max(1, int(cpus // max((task.cpus for task in tasks), default=1)))
+        self.remote = ray.remote(attempt)
+
+    def alive(self) -> dict[str, dict[str, Any]]:
+        return {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """ValueError if a node has no ddlib or another one, or if no node has what a task asks for."""
+        def probe() -> str:                                      # a nested function travels by value: it needs no ddlib to arrive
+            try:
+                from ddlib.sweep.work import code_version
+                return code_version()
+            except Exception as error:
+                return f"error: {error}"
+
+        affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        remote = self.ray.remote(probe)
+        found = {key: remote.options(num_cpus=0, scheduling_strategy=affinity(key, soft=False)).remote() for key in self.nodes}
+        for key, ref in found.items():
+            where = f"node {key[:8]} ({self.nodes[key]['NodeManagerAddress']})"
+            version = self.ray.get(ref, timeout=120)
+            if version.startswith("error: "):
+                raise ValueError(f"{where} cannot import ddlib ({version.removeprefix('error: ')}): install it there, as here")
+            if version != code_version():
+                raise ValueError(f"{where} has ddlib {version} and this machine {code_version()}: bring both to the same version")
+        for name, field in (("CPU", "cpus"), ("GPU", "gpus")):
+            most = max((getattr(task, field) for task in tasks), default=0)
+            if most > (has := max(node["Resources"].get(name, 0) for node in self.nodes.values())):
+                raise ValueError(f"a run wants {most:g} {name}s and no node has more than {has:g}: ask for fewer in its resources")
+
+    def start(self, task: Task) -> None:
+        needs = [self.by_folder[need] for need in task.needs if need in self.by_folder]
+        memory = {"memory": int(task.memory_gb * 1e9)} if task.memory_gb else {}
+        options = self.remote.options(name=task.name, num_cpus=task.cpus, num_gpus=task.gpus, max_retries=LOST + task.retries,
+                                      retry_exceptions=[Again], **memory)
+        self.by_folder[task.folder] = ref = options.remote(task, self.store, self.session, *needs)
+        self.tasks[ref] = task
+
+    def ended(self) -> Iterator[tuple[Task, dict[str, Any]]]:
+        done, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=POLL_SECONDS)
+        for key in self.nodes.keys() - self.alive().keys():
+            node = self.nodes.pop(key)
+            self.notes.append(f"node {key[:8]} ({node['NodeManagerAddress']}) was lost; its runs went on elsewhere")
+        for ref in done:
+            task = self.tasks.pop(ref)
+            try:
+                yield task, self.ray.get(ref)
+            except self.ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                problem = str(cause) if isinstance(cause, Again) else f"its worker was lost for good: {str(cause).splitlines()[0]}"
+                yield task, {"name": task.name, "identity": task.identity, "state": "failed", "error": problem, "rows": [], "files": {},
+                             "minutes": 0.0, "bytes": 0, "attempts": []}
+
+    def close(self, interrupted: bool = False) -> None:
+        if interrupted:
+            for ref in self.tasks:
+                self.ray.cancel(ref, force=True)
+        if self.own:
+            self.ray.shutdown()
+
+
+def reach(address: str) -> None:
+    """ConnectionError at once, where Ray would try for a minute, if nobody listens at "HOST:PORT"."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise ConnectionError(f"nobody answers at {address} ({error}): start a cluster there with `ray start --head`, "
+                                  "or use --ray local") from None

@@ -1,0 +1,134 @@
+"""Where a sweep is kept: a folder that all workers see, which they work in, or an fsspec address ("s3://bucket/sweep").
+
+An address is worked on in scratch folders: what is there is fetched first, what has changed is sent at intervals and at the
+end, so that a run goes on elsewhere when its machine is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+SEND_SECONDS = 30.0                                              # between two sendings of what a run has written so far
+State = tuple[int, int]
+
+
+def state(path: Path) -> State:
+    """Time of change and size of a file."""
+    return path.stat().st_mtime_ns, path.stat().st_size
+
+
+class Store:
+    """address: a folder or an fsspec address. shared: the folder of expert buffers and GANs (of an address: a scratch one)."""
+
+    def __init__(self, address: str, shared: str = ""):
+        self.remote = "://" in address
+        self.address = address.rstrip("/") if self.remote else str(Path(address).expanduser().resolve())
+        self.shared = Path(shared or self.address).expanduser().resolve() / ("" if shared else "shared")
+        if self.remote:
+            self.fs                                              # noqa: B018 - an unknown protocol is an error now
+
+    @property
+    def fs(self) -> Any:
+        import fsspec
+
+        return fsspec.core.url_to_fs(self.address)[0]
+
+    def path(self, *parts: str) -> str:
+        """The full path or address of a file of the sweep."""
+        return "/".join([self.address, *parts])
+
+    def read(self, *parts: str) -> bytes | None:
+        """A small file, None where there is none."""
+        try:
+            if not self.remote:
+                return Path(self.path(*parts)).read_bytes()
+            return self.fs.cat_file(self.path(*parts))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def digest(self, *parts: str) -> str:
+        """SHA-256 of a file, "" where there is none."""
+        try:
+            with self.fs.open(self.path(*parts), "rb") if self.remote else open(self.path(*parts), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return ""
+
+    @contextmanager
+    def open(self, name: str, needs: Sequence[str] = ()) -> Iterator[tuple[Path, Path]]:
+        """Work in the folder `name` of the sweep: (it, the folder that DDLIB_RUNS should name), both on this machine.
+
+        needs: the folders of tasks whose buffers and GANs are used.
+        """
+        if not self.remote:
+            folder = Path(self.path(name))
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder, self.shared
+            return
+        with tempfile.TemporaryDirectory(prefix="ddlib-sweep-") as scratch:
+            folder = Path(scratch, "run")
+            home = Path(scratch, "home") if needs else folder / "home"      # what a run trains for itself is kept with it
+            sent, ended = self.fetch(name, folder), threading.Event()
+            for need in needs:
+                self.fetch(f"{need}/home", home)
+            sender = threading.Thread(target=self.send_at_intervals, args=(folder, name, sent, ended), daemon=True)
+            sender.start()
+            try:
+                yield folder, home
+            finally:
+                ended.set()
+                sender.join()
+                self.send(folder, name, sent)
+
+    def fetch(self, name: str, folder: Path) -> dict[Path, State]:
+        """Copy a folder of the sweep, as far as there is one, to this machine; returns what was copied."""
+        folder.mkdir(parents=True, exist_ok=True)
+        fetched: dict[Path, State] = {}
+        root = self.fs._strip_protocol(self.path(name))
+        for path in self.fs.find(root) if self.fs.exists(root) else []:
+            target = folder / path[len(root):].lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.fs.get_file(path, str(target))
+            fetched[target] = state(target)
+        return fetched
+
+    def send_at_intervals(self, folder: Path, name: str, sent: dict[Path, State], ended: threading.Event) -> None:
+        while not ended.wait(SEND_SECONDS):
+            try:
+                self.send(folder, name, sent)
+            except OSError as error:                             # the last sending, which must succeed, says so again
+                print(f"sweep: {self.path(name)} could not be written ({error})", flush=True)
+
+    def send(self, folder: Path, name: str, sent: dict[Path, State]) -> None:
+        """Bring the sweep's copy up to date with `folder`, of which `sent` is known to be there; a record goes last."""
+        target = lambda path: self.path(name, path.relative_to(folder).as_posix())
+        # a checkpoint goes with metrics that reach at least as far (more are cut): it is copied before them and sent after them
+        order = sorted((path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")),
+                       key=lambda path: (path.name == "record.json", path.suffix == ".safetensors"))
+        with tempfile.TemporaryDirectory(prefix="ddlib-send-") as still:
+            copies: dict[Path, tuple[Path, State]] = {}
+            for path in reversed(order):
+                with suppress(FileNotFoundError):                # a checkpoint that has just given way to the finished set
+                    if sent.get(path) != (now := state(path)):
+                        copies[path] = Path(shutil.copy(path, Path(still, str(len(copies))))), now
+            for path in [path for path in sent if not path.is_file()]:
+                with suppress(FileNotFoundError):
+                    self.fs.rm_file(target(path))
+                del sent[path]
+            for path in filter(copies.__contains__, order):
+                self.fs.makedirs(target(path).rpartition("/")[0], exist_ok=True)
+                self.fs.put_file(str(copies[path][0]), target(path))
+                sent[path] = copies[path][1]
+
+    def put(self, path: Path, *parts: str) -> None:
+        """Copy one file into the sweep, unless it is there by itself."""
+        if self.remote:
+            self.fs.makedirs(self.address, exist_ok=True)
+            self.fs.put_file(str(path), self.path(*parts))
