@@ -50,6 +50,9 @@ OWN_PROTOCOLS = {                                # how each paper trains its tes
 SETTINGS_KEPT = {                                # options of a command that leave a preset's settings as they are
     "preset", "out", "minutes", "snapshots", "data", "evaluate", "networks", "results", "ipc", "ipcs", "seed", "unroll",
 }
+DIVERGED: dict[tuple[Any, ...], str] = {         # (dataset, protocol, method, ipc, network) of what was tried and has no row
+    ("fashion_mini", "strict-cpu", "DM", 1, "alexnet"): "DM on alexnet: of five networks one diverged and one stayed at chance",
+}
 STATES = ("as published", "stand-in", "other data", NOT_RUN)
 NEEDED = ("dataset", "method", "ipc", "eval_arch", "variant", "accuracy_mean", "accuracy_std", "n", "protocol", "preset", "budget_scalars",
           "commit", "device", "minutes")
@@ -594,6 +597,11 @@ def own_cells(paper: str | None = None) -> list[Cell]:
     return [cell for cell in cells() if cell.method == cell.paper and paper in (None, cell.paper)]
 
 
+def _seed(row: Mapping[str, Any]) -> str:
+    """", seed 1" of a row that is not of seed 0."""
+    return f", seed {row['seed']}" if str(row.get("seed") or "0") != "0" else ""
+
+
 def check_rows(rows: Iterable[Mapping[str, Any]], where: str = "these rows") -> list[Mapping[str, Any]]:
     """The rows, if every one can be compared; ValueError names the first that cannot, what it says and what would do."""
     checked = list(rows)
@@ -602,12 +610,13 @@ def check_rows(rows: Iterable[Mapping[str, Any]], where: str = "these rows") -> 
             raise ValueError(f"{where} lack the column{'s' * (len(missing) > 1)} {', '.join(missing)}: rows of ddlib.evaluate have all")
         for name, low, high in (("accuracy_mean", 0, 100), ("accuracy_std", 0, 100), ("n", 1, math.inf), ("minutes", 0, math.inf),
                                 ("budget_scalars", 1, math.inf)):
+            if name != "accuracy_mean" and str(row[name] or "") in ("", "nan"):                        # one network has no spread
+                continue
             try:
-                value = _number(row[name]) if name != "accuracy_mean" else float(row[name])
+                value = float(row[name])
             except (TypeError, ValueError):
-                value = math.inf
-            unknown = value is None or (name == "accuracy_std" and math.isnan(value))                  # one network has no spread
-            if not unknown and not (low <= value <= high and math.isfinite(value)):
+                value = math.nan
+            if not low <= value <= high or math.isinf(value):
                 raise ValueError(f"row {number} of {where} has {name} = {row[name]!r}: write a number from {low} "
                                  + (f"to {high} (percent)" if high == 100 else "up, or nothing"))
         try:
@@ -630,11 +639,15 @@ def version(row: Mapping[str, Any]) -> str:
 
 
 def latest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of rows that differ in nothing but when they were made, the last in file order, whatever their accuracies; no "tiny" ones."""
+    """Of rows that differ in nothing but when they were made, the last in file order, whatever their accuracies; no "tiny" ones.
+
+    Another seed is another distillation, and stays. Settings that have no column (see "command") may differ.
+    """
     found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in rows:
         if row.get("preset") != "tiny":
-            key = (*(row[name] for name in ("dataset", "method", "eval_arch", "variant", "protocol", "preset")), parse_ipc(row["ipc"]))
+            key = (*(row[name] for name in ("dataset", "method", "eval_arch", "variant", "protocol", "preset")), parse_ipc(row["ipc"]),
+                   _seed(row))
             found.pop(key, None)
             found[key] = row
     return list(found.values())
@@ -653,8 +666,8 @@ def matches(rows: Iterable[Mapping[str, Any]], printed: Iterable[Cell] | None = 
     for cell in own_cells() if printed is None else printed:
         wanted = version({"method": cell.method, "variant": cell.claim[-1]})
         about = found.get((cell.dataset, cell.method, cell.ipc, cell.eval_arch, wanted), [])
-        about = sorted(about, key=lambda row, cell=cell: row["dataset"] != cell.dataset)
-        lines += [Match(cell, row) for row in about] or [Match(cell, None)]
+        nearest = [row for row in about if row["dataset"] == cell.dataset]
+        lines += [Match(cell, row) for row in nearest + [row for row in about if row not in nearest]] or [Match(cell, None)]
     return lines
 
 
@@ -679,7 +692,8 @@ def standings(found: Sequence[Match], caption: str = "") -> tuple[Table, dict[st
     """All lines of `matches` as a table, and what each is filtered by, {"paper": one entry per line, ...}, for `widgets.finder`."""
     columns = ("cell, IPC", "printed", "ours: mean±std (n)", "off by ± error", "protocol", "scalars", "preset", "network, version", "width",
                "device", "minutes", "commit", "where")
-    lines, notes = [], []
+    lines: list[tuple[str, ...]] = []
+    notes: list[str] = []
     for match in found:
         cell, row = match.cell, match.row
         who = ", ".join(filter(None, [cell.eval_arch or "-", cell.variant]))
@@ -692,9 +706,9 @@ def standings(found: Sequence[Match], caption: str = "") -> tuple[Table, dict[st
         text = _split_variant(row)[0]
         who += f"; ours {text}" if text and text != cell.claim[-1] else ""
         off, error = difference(row, cell)
-        scalars, minutes = _number(row["budget_scalars"]), _number(row["minutes"])
+        scalars, minutes, preset = _number(row["budget_scalars"]), _number(row["minutes"]), (row["preset"] or "-") + _seed(row)
         lines.append((f"{cell.paper} {cell.dataset}, {cell.ipc}", cell.value, ours, f"{off:+.1f} ± {error:.1f}", row["protocol"],
-                      "-" if scalars is None else f"{scalars:,.0f}", row["preset"] or "-", who, str(_split_variant(row)[1] or "usual"),
+                      "-" if scalars is None else f"{scalars:,.0f}", preset, who, str(_split_variant(row)[1] or "usual"),
                       row["device"] or "-", "-" if minutes is None else f"{minutes:.1f}", (row["commit"] or "-")[:7], cell.place))
     notes.append("± is one standard error of the difference of two means, over our n networks and five of the paper's; "
                  "where nothing is printed, of ours alone")
@@ -712,8 +726,12 @@ def difference(row: Mapping[str, Any], cell: Cell, n: int = 5) -> tuple[float, f
 
     n: networks behind the printed number. Where no deviation is printed, or a row has one network, that part counts as 0.
     """
-    ours = (float(row["accuracy_mean"]), _number(row["accuracy_std"]), _number(row["n"]))
-    return _apart(ours, (cell.accuracy_mean, cell.accuracy_std, n))
+    return _apart(_measured(row), (cell.accuracy_mean, cell.accuracy_std, n))
+
+
+def _measured(row: Mapping[str, Any]) -> tuple[float, float | None, float | None]:
+    """(mean, deviation, number of networks) of a row."""
+    return float(row["accuracy_mean"]), _number(row["accuracy_std"]), _number(row["n"])
 
 
 def _apart(one: tuple[float, float | None, float | None], other: tuple[float, float | None, float | None]) -> tuple[float, float]:
@@ -783,37 +801,37 @@ class Finding:
 def findings(rows: Iterable[Mapping[str, Any]], claims: Iterable[Claim] = CLAIMS) -> list[Finding]:
     """Every place where a claim was measured, and every place where it is printed and nobody has measured it.
 
-    Two rows compare if dataset, network and its width, protocol and preset are the same (selections have no preset), and IPC
-    as the claim says. Printed gains come from the claim's paper; where that does not print the other method, from any paper.
+    Two rows compare if dataset, network and its width, protocol, seed and preset are the same (selections have no preset), and
+    IPC as the claim says. Printed gains come from the claim's paper; where that does not print the other method, from any paper.
     """
     sides: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in latest(rows):
         sides.setdefault((row["method"], version(row)), []).append(row)
     found = []
     for claim in claims:
-        printed = dict(_printed_gains(claim))
+        printed = dict(printed_gains(claim))
         measured = set()
         for one in sides.get(claim.method, []):
             for other in sides.get(claim.other, []):
                 same = all(one[name] == other[name] for name in ("dataset", "eval_arch", "protocol"))
                 width, ipc = _split_variant(one)[1], parse_ipc(one["ipc"])
-                same = same and width == _split_variant(other)[1] and family(other) in ("", family(one))
+                same = same and width == _split_variant(other)[1] and family(other) in ("", family(one)) and _seed(one) == _seed(other)
                 if same and claim.compares(ipc, parse_ipc(other["ipc"])):
-                    gained = _apart(*((float(row["accuracy_mean"]), _number(row["accuracy_std"]), _number(row["n"])) for row in (one, other)))
+                    gained = _apart(_measured(one), _measured(other))
                     place = STAND_INS.get(one["dataset"], one["dataset"]), ipc, one["eval_arch"]
-                    found.append(Finding(claim, one["dataset"], ipc, one["eval_arch"], one["protocol"], family(one), width,
+                    found.append(Finding(claim, one["dataset"], ipc, one["eval_arch"], one["protocol"], family(one) + _seed(one), width,
                                          printed.get(place), gained))
                     measured.add((one["dataset"], ipc, one["eval_arch"]))
         found += [Finding(claim, *place, "", "", None, gained, None) for place, gained in printed.items() if place not in measured]
     return found
 
 
-def _printed_gains(claim: Claim) -> dict[tuple[str, int | float | str, str], tuple[float, float]]:
+def printed_gains(claim: Claim) -> dict[tuple[str, int | float | str, str], tuple[float, float]]:
     """{(dataset, ipc, network): (points, standard error)} of a claim; deviations that are not printed count as 0."""
     own = [cell for cell in own_cells(claim.paper) if cell.dataset != "average"
            and (cell.method, version({"method": cell.method, "variant": cell.claim[-1]})) == claim.method]
     others = [cell for cell in cells() if (cell.method, cell.claim[-1]) == claim.other]
-    gained = {}
+    gained: dict[tuple[str, int | float | str, str], tuple[float, float]] = {}
     for cell in own:
         rivals = [each for each in others if (each.dataset, each.eval_arch) == (cell.dataset, cell.eval_arch)
                   and claim.compares(cell.ipc, each.ipc)]
@@ -830,7 +848,7 @@ def verdicts(found: Sequence[Finding]) -> Table:
     lines, notes = [], []
     for claim in dict.fromkeys(finding.claim for finding in found):
         about = [finding for finding in found if finding.claim == claim]
-        printed = [gained for gained, _ in _printed_gains(claim).values()]
+        printed = [gained for gained, _ in printed_gains(claim).values()]
         ours = [finding.measured[0] for finding in about if finding.measured]
         span = lambda values: f"{min(values):+.1f} to {max(values):+.1f}" if values else "-"
         states = [finding.verdict for finding in about]
@@ -855,9 +873,53 @@ def findings_table(found: Sequence[Finding], caption: str = "") -> tuple[Table, 
     notes = ["gains in points ± one standard error, where deviations are printed"]
     if any(each.dataset in STAND_INS and each.printed for each in found):
         notes.append("fashion_mini stands beside printed gains of fashion_mnist, of which it is a tenth")
-    by = {"claim": [each.claim.text for each in found], "dataset": [each.dataset for each in found], "IPC": [str(each.ipc) for each in found],
-          "protocol": [each.protocol or "-" for each in found], "verdict": [each.verdict for each in found]}
+    by = {"claim": [each.claim.text for each in found], "dataset": [each.dataset for each in found],
+          "IPC": [str(each.ipc) for each in found], "protocol": [each.protocol or "-" for each in found],
+          "verdict": [each.verdict for each in found]}
     return Table(columns, tuple(lines), tuple(notes), caption, frozenset({"IPC", "printed gain", "our gain"})), by
+
+
+# ----------------------------------------------------------------------------------------------------------- other networks
+
+
+def across(rows: Iterable[Mapping[str, Any]], *, dataset: str, ipc: int | float, protocol: str) -> Table | None:
+    """Complete methods on every test network that has rows, with the share of their advantage over Random that the others keep.
+
+    Of each network the width with the most methods. Random, whose images are stored, stands in tables of both protocols. None
+    if only one network was tested.
+    """
+    stored = protocol.removesuffix("-resampled")
+    found: dict[str, dict[int | None, dict[str, Mapping[str, Any]]]] = {}
+    for row in latest(rows):
+        wanted = stored if row["method"] == "Random" else protocol
+        if (row["dataset"], parse_ipc(row["ipc"]), row["protocol"], version(row)) == (dataset, parse_ipc(ipc), wanted, ""):
+            found.setdefault(row["eval_arch"], {}).setdefault(_split_variant(row)[1], {})[row["method"]] = row
+    chosen = {arch: max(widths.items(), key=lambda each: len(each[1])) for arch, widths in found.items()}
+    at = {arch: methods for arch, (_, methods) in chosen.items() if set(methods) - {"Random"}}
+    others = [arch for arch in at if arch != "convnet3"]
+    if "convnet3" not in at or not others:
+        return None
+    tested = {name for arch in others for name in at[arch]}
+    names = [name for name in (name for kind in KINDS.values() for name in kind) if name in tested]
+    names += sorted(tested - set(names))
+    mean = {(name, arch): float(row["accuracy_mean"]) for arch, methods in at.items() for name, row in methods.items()}
+    lines: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    for name in names:
+        shares = [(mean[name, arch] - mean["Random", arch]) / (mean[name, "convnet3"] - mean["Random", "convnet3"]) for arch in others
+                  if name != "Random" and {(name, arch), ("Random", arch), (name, "convnet3"), ("Random", "convnet3")} <= mean.keys()]
+        kept = f"{sum(shares) / len(shares):.2f}" if shares else "-"
+        values = []
+        for arch in ("convnet3", *others):
+            failed = DIVERGED.get((dataset, protocol, name, parse_ipc(ipc), arch))
+            mark = f"diverged [{_footnote(notes, failed)}]" if failed else NOT_RUN
+            values.append(_value(mean[name, arch], _number(at[arch][name]["accuracy_std"])) if name in at[arch] else mark)
+        lines.append((name, kept, *values))
+    sizes = [f"{arch} of width {chosen[arch][0]}" if chosen[arch][0] else arch for arch in ("convnet3", *others)]
+    notes.append("kept: share of the advantage over Random that is left on the other networks, mean over those that were tested")
+    columns = ("method", "kept", "convnet3", *others)
+    return Table(columns, tuple(lines), tuple(notes), f"{dataset} at IPC {ipc}, {protocol}, test accuracy in % ({', '.join(sizes)})",
+                 frozenset(columns[1:]))
 
 
 # ----------------------------------------------------------------------------------------------- what accuracy costs to have
@@ -916,8 +978,10 @@ def points(rows: Iterable[Mapping[str, Any]], eval_arch: str = "convnet3") -> li
         name += f" ({family(row)})" if several else ""
         network = eval_arch + (f" of width {width}" if width else ", usual width")
         for protocol in protocols:
+            mean, std, n = _measured(row)
+            std = 0.0 if std is None or math.isnan(std) else std
             found.append(Point((row["dataset"], network), protocol, name, kind_of(row), parse_ipc(row["ipc"]), float(row["budget_scalars"]),
-                               extra + float(row["minutes"]), float(row["accuracy_mean"]), _number(row["accuracy_std"]) or 0.0, int(row["n"])))
+                               extra + float(row["minutes"]), mean, std, int(n or 1)))
     return found
 
 

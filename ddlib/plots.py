@@ -62,6 +62,7 @@ class BookFigure(Figure):
     """A figure that any notebook can show, with or without `%matplotlib inline`."""
 
     letters: Any = None  # the sizes that were set when the figure was made
+    tolerance: int = 8   # how far, of 255, a stored pixel may be from a drawn one, if that makes a palette of the figure
 
     def draw(self, renderer: Any) -> None:
         with style(), matplotlib.rc_context(self.letters):  # matplotlib makes ticks when it draws: they need the style too
@@ -96,7 +97,7 @@ def png(fig: Figure, dpi: float | None = None) -> bytes:
     """The figure as PNG; the same figure gives the same bytes (no date, no version inside).
 
     A figure without colours, such as a grid of grey images, is stored as grey: the same picture in a third of the bytes.
-    One with few colours, such as a chart, is stored with a palette if no pixel changes by more than 8 of 255.
+    One with few colours, such as a chart, is stored with a palette if no pixel changes by more than 8 of 255 (`BookFigure.tolerance`).
     """
     drawn, stored = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=dpi or fig.dpi, pil_kwargs={"compress_level": 0})
@@ -106,7 +107,7 @@ def png(fig: Figure, dpi: float | None = None) -> bytes:
         picture = picture.convert("L")
     else:
         indexed = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        if np.abs(np.asarray(indexed.convert("RGB"), int) - np.asarray(picture, int)).max() <= 8:
+        if np.abs(np.asarray(indexed.convert("RGB"), int) - np.asarray(picture, int)).max() <= getattr(fig, "tolerance", 8):
             picture = indexed
     picture.save(stored, "png", optimize=True)
     return stored.getvalue()
@@ -338,6 +339,45 @@ def accuracy_curve(
         return fig
 
 
+def accuracy_against(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    level: tuple[float, str] | None = None,
+    *,
+    ylabel: str = "test accuracy, %",
+    size: tuple[float, float] | None = None,
+) -> Figure:
+    """Accuracy against several costs, one panel below another, all on logarithmic axes: {axis label: {method: its points}}.
+
+    A point is (cost, mean, standard deviation). Points of a method are joined in their order, with a band where the costs rise.
+    level: an accuracy to compare with and its name, a dashed grey line.
+    """
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    if not names:
+        raise ValueError("accuracy_against needs at least one method, as {axis label: {method: [(cost, mean, std)]}}")
+    size = size or (HALF[0], 2.3 * len(panels) + 0.17 * math.ceil(len(names) / 3) + 0.3)
+    paints = colors(names)
+    with style(size):
+        fig = figure(size)
+        fig.tolerance = 64                                   # bands over bands have thousands of colours, and edges that nobody sees
+        for ax, (xlabel, panel) in zip(fig.subplots(len(panels), 1, squeeze=False).flat, panels.items(), strict=True):
+            if level:
+                ax.axhline(level[0], ls="--", lw=1.2, color=PUBLISHED_GREY, label=level[1])
+            for name, found in panel.items():
+                x, mean, std = (np.array(column, float) for column in zip(*found, strict=True))
+                if len(x) > 1 and (np.diff(x) > 0).all():
+                    ax.fill_between(x, mean - std, mean + std, color=paints[name], alpha=0.15, lw=0)
+                ax.plot(x, mean, color=paints[name], lw=0.8, alpha=0.6)
+                ax.errorbar(x, mean, std, color=paints[name], fmt=METHOD_MARKERS.get(name.partition(",")[0], "o"), elinewidth=0.8, ms=4,
+                            label=name)
+            ax.set_xscale("log")
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            _finish(ax, xlabel, ylabel, None)
+        fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, columnspacing=0.8, handlelength=1.2,
+                   handletextpad=0.5)
+        return fig
+
+
 def loss_curve(
     losses: Mapping[str, ArrayLike] | ArrayLike,
     xlabel: str = "step",
@@ -464,6 +504,55 @@ def dots(
         ax.set_xticks(range(len(values)), list(values))
         _finish(ax, xlabel, ylabel, title)
         fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        return fig
+
+
+def signs(
+    measured: Mapping[str, Sequence[tuple[float, float]]],
+    printed: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    *,
+    xlabel: str = "gain, points",
+    size: tuple[float, float] | None = None,
+) -> Figure:
+    """Gains of claims, one line for each: dots with bars of two standard errors, dark where these leave out zero; printed ones grey.
+
+    measured, printed: claim to its gains, each (points, standard error). Distances are linear up to one point and logarithmic
+    beyond, because gains of a tenth and of ten points share the picture.
+    """
+    names = list(dict.fromkeys([*measured, *(printed or {})]))
+    if not names:
+        raise ValueError("signs needs at least one claim, as {claim: [(gain, standard error)]}")
+    size = size or (HALF[0], 0.42 * len(names) + 1.1)
+    with style(size):
+        fig = figure(size)
+        fig.tolerance = 64                                                      # pale bars over one another, as above
+        ax = fig.subplots()
+        ax.axvline(0, color="#222222", lw=0.8, zorder=1)
+        for line, name in enumerate(names):
+            rows = [("print", list((printed or {}).get(name, ()))), ("ours", list(measured.get(name, ())))]
+            for (whose, found), middle in zip(rows, (-0.27, 0.13), strict=True):
+                for turn, (gained, error) in enumerate(sorted(found)):
+                    at = line + middle + (0 if len(found) == 1 or whose == "print" else 0.42 * (turn / (len(found) - 1) - 0.5))
+                    sure = abs(gained) > 2 * error
+                    paint = PUBLISHED_GREY if whose == "print" else "#D55E00" if sure and gained < 0 else "#0077BB" if sure else "#9aa4b2"
+                    ax.plot([gained - 2 * error, gained + 2 * error], [at, at], color=paint, lw=0.8, alpha=0.6, zorder=2)
+                    ax.plot(gained, at, "o", color=paint, mfc="white" if whose == "print" else paint, ms=3.2, zorder=3)
+            if line:
+                ax.axhline(line - 0.5, color="#d8dee4", lw=0.6)
+        ax.set_xscale("symlog", linthresh=1, linscale=0.7)
+        ax.xaxis.set_major_locator(FixedLocator([-20, -5, -1, 0, 1, 5, 20]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+        ax.set_yticks(range(len(names)), [name.replace(" over ", "\nover ", 1) for name in names])
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.tick_params(axis="y", length=0)
+        _finish(ax, xlabel, "", None)
+        ax.grid(axis="x", color="#d8dee4", lw=0.6)
+        ax.grid(visible=False, axis="y")
+        for whose, paint, face in (("printed", PUBLISHED_GREY, "white"), ("ours, within two errors of 0", "#9aa4b2", None),
+                                   ("ours, ahead", "#0077BB", None), ("ours, behind", "#D55E00", None)):
+            ax.plot([], [], "o", color=paint, mfc=face or paint, ms=3.2, label=whose)
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=2, columnspacing=1.0, handlelength=1.2)
         return fig
 
 

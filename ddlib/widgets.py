@@ -4,8 +4,8 @@
 `.live()` calls the function. `page()` is for what the browser can compute itself from data, and `ipc_explorer()`,
 `epsilon_explorer()`, `tau_explorer()`, `sweep_explorer()`, `poster_explorer()` and `cost_explorer()` are built on it. Every page
 widget is `<div class="ddlib-widget" id=UID>` with a labelled range input and an output; `finder()`, a table with filters, is
-`<div class="ddlib-finder" id=UID>`; ids are given or derived from the content, so an
-unchanged notebook stays byte-identical. Needs matplotlib or ipywidgets only where a function uses them.
+`<div class="ddlib-finder" id=UID>`; ids are given or derived from the content, so an unchanged notebook stays byte-identical.
+Needs matplotlib or ipywidgets only where a function uses them.
 """
 
 from __future__ import annotations
@@ -1490,9 +1490,10 @@ border:1px solid #8c959f;border-radius:4px;padding:0 .4em;margin:0;max-width:min
 .ddlib-finder .ddlib-table thead th{position:sticky;top:0;z-index:2}
 .ddlib-finder .ddlib-table thead th:first-child{z-index:3}
 .ddlib-finder tr[hidden]{display:none}
+.ddlib-finder td,.ddlib-finder tbody th{text-align:left}
 @media print{.ddlib-finder .ddlib-table .scroll{max-height:none}}
 @media(max-width:480px){.ddlib-finder label{flex:1 1 8em}.ddlib-finder select,.ddlib-finder input{width:100%}
-.ddlib-finder .ddlib-table .scroll{max-height:24em}}
+.ddlib-finder .ddlib-table .scroll{max-height:24em}.ddlib-finder .ddlib-table th:first-child{white-space:normal;min-width:7.5em}}
 """
 
 _FINDER_SCRIPT = """
@@ -1500,7 +1501,7 @@ _FINDER_SCRIPT = """
   const here = document.currentScript;
   const root = (here && here.closest(".ddlib-finder")) || document.getElementById(%(uid)s);
   if (!root) return;
-  const names = %(names)s, of = %(of)s, form = root.querySelector("form"), found = root.querySelector(".found");
+  const of = %(of)s, form = root.querySelector("form"), found = root.querySelector(".found");
   const choices = Array.from(form.querySelectorAll("select")), text = form.querySelector("input");
   const lines = Array.from(root.querySelectorAll("tbody tr")), texts = lines.map(line => line.textContent.toLowerCase());
   function update() {
@@ -1546,11 +1547,15 @@ def finder(table: Table, by: Mapping[str, Sequence[str]], *, uid: str | None = N
     for name, values in zip(by, kinds, strict=True):
         options = "".join(f'<option value="{place}">{escape(value)}</option>' for place, value in enumerate(values))
         fields.append(f'<label>{escape(name)}<select autocomplete="off"><option value="">all</option>{options}</select></label>')
-    run = _FINDER_SCRIPT % {"uid": _json(uid), "names": _json(list(by)), "of": _json(of)}
+    right = ",".join(f"#{uid} td:nth-child({place})" for place, name in enumerate(table.columns, 1) if name in table.numeric)
+    head, body = table.html().split("<tbody>")
+    for tag in (' class="txt"', ' class="num"', "</td>", "</th>", "</tr>"):      # a style for each column and HTML's rules say the same
+        body = body.replace(tag, "")
+    run = _FINDER_SCRIPT % {"uid": _json(uid), "of": _json(of)}
     html = (
-        f'<div class="ddlib-finder" id="{uid}">\n<style>{_FINDER_CSS}</style>\n<form hidden>{"".join(fields)}'
+        f'<div class="ddlib-finder" id="{uid}">\n<style>{_FINDER_CSS}{right}{{text-align:right}}</style>\n<form hidden>{"".join(fields)}'
         '<label>text<input type="search" autocomplete="off" placeholder="any words"></label><button type="reset">show all</button></form>\n'
-        f'<p class="found" role="status">{count} lines</p>\n{table.html()}\n<script>{run}</script>\n</div>'
+        f'<p class="found" role="status">{count} lines</p>\n{head}<tbody>{body}\n<script>{run}</script>\n</div>'
     )
     return Widget(uid, html, f"a table of {count} lines, filtered by {', '.join(by)}")
 
@@ -1581,19 +1586,19 @@ _COST_SCRIPT = r"""
       if (text !== undefined) element.textContent = text;
       return element;
     };
-    const axes = [{of: p => p[1], unit: n => Math.round(n).toLocaleString("en-US") + " numbers", title: "numbers stored"},
-      {of: p => p[2], unit: n => (n < 10 ? n.toFixed(1) : Math.round(n)) + " min", title: "minutes on one core"}];
+    const axes = [{of: p => p[1], plain: n => Math.round(n).toLocaleString("en-US"), unit: " numbers", title: "numbers stored"},
+      {of: p => p[2], plain: n => n < 10 ? n.toFixed(1) : Math.round(n), unit: " min", title: "minutes"}];
     let step = values[values.length - 1], now, limit;
 
     function offer() {
       const kept = how.selectedIndex < 0 ? "" : how.options[how.selectedIndex].text;
       const names = Object.keys(data.places[where.value].protocols);
-      how.replaceChildren(...names.map(name => { const option = document.createElement("option"); option.textContent = name; return option; }));
+      how.replaceChildren(...names.map(name => Object.assign(document.createElement("option"), {textContent: name})));
       how.selectedIndex = Math.max(0, names.indexOf(kept || data.start));
     }
     function choose() {
       now = data.places[where.value];
-      now = {full: now.full, series: now.protocols[how.options[how.selectedIndex].text], axis: axes[+axis.value]};
+      now = {full: now.full, series: now.protocols[how.options[how.selectedIndex].text].map(k => data.lines[k]), axis: axes[+axis.value]};
       now.points = now.series.flatMap(line => line.points.map(point => ({line, point, x: now.axis.of(point)})));
       const all = now.points.map(p => p.x);
       now.low = Math.min(...all) / 1.3; now.high = Math.max(...all) * 1.3;
@@ -1601,7 +1606,7 @@ _COST_SCRIPT = r"""
     function chart() {
       const width = Math.max(240, Math.min(760, body.clientWidth)), height = width < 480 ? 280 : 330;
       const left = 34, right = 12, top = 10, bottom = 40;
-      const reach = now.points.flatMap(p => [p.point[3] - p.point[4], p.point[3] + p.point[4]]).concat(now.full ? [now.full] : []);
+      const reach = now.points.flatMap(p => [p.point[3] - p.point[4], p.point[3] + p.point[4]]).concat(now.full ? [now.full[0]] : []);
       const floor = Math.max(0, Math.floor(Math.min(...reach) / 10) * 10), ceiling = Math.min(100, Math.ceil(Math.max(...reach) / 10) * 10);
       const x = v => left + (width - left - right) * Math.log(v / now.low) / Math.log(now.high / now.low);
       const y = v => height - bottom - (height - top - bottom) * (v - floor) / (ceiling - floor);
@@ -1621,10 +1626,10 @@ _COST_SCRIPT = r"""
       }
       svg.append(make("text", {x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle", fill: "#57606a"}, now.axis.title));
       if (now.full) {
-        svg.append(make("line", {x1: left, x2: width - right, y1: y(now.full), y2: y(now.full), stroke: "#767676", "stroke-width": 1.5,
-          "stroke-dasharray": "5 4"}));
-        svg.append(make("text", {x: width - right, y: y(now.full) + 13, "text-anchor": "end", fill: "#57606a"},
-          "full dataset, printed: " + now.full));
+        svg.append(make("line", {x1: left, x2: width - right, y1: y(now.full[0]), y2: y(now.full[0]), stroke: "#767676",
+          "stroke-width": 1.5, "stroke-dasharray": "5 4"}));
+        svg.append(make("text", {x: width - right, y: y(now.full[0]) + 13, "text-anchor": "end", fill: "#57606a"},
+          now.full[1] + ": " + now.full[0]));
       }
       for (const line of now.series) {
         const sorted = line.points.map(p => [now.axis.of(p), p[3], p[4]]).sort((a, b) => a[0] - b[0]);
@@ -1644,10 +1649,11 @@ _COST_SCRIPT = r"""
         group.append(shape === "circle" ? make("circle", {cx, cy, r, ...style})
           : shape === "rect" ? make("rect", {x: cx - r + .5, y: cy - r + .5, width: 2 * r - 1, height: 2 * r - 1, ...style})
           : make("polygon", {...style, points: {diamond: [[0, -6], [6, 0], [0, 6], [-6, 0]], triangle: [[0, -6], [5.5, 4], [-5.5, 4]],
-            cross: [[-2, -5.5], [2, -5.5], [2, -2], [5.5, -2], [5.5, 2], [2, 2], [2, 5.5], [-2, 5.5], [-2, 2], [-5.5, 2], [-5.5, -2], [-2, -2]]}
+            cross: [[-2, -5.5], [2, -5.5], [2, -2], [5.5, -2], [5.5, 2], [2, 2], [2, 5.5], [-2, 5.5], [-2, 2], [-5.5, 2], [-5.5, -2],
+              [-2, -2]]}
             [shape].map(([dx, dy]) => (cx + dx).toFixed(1) + "," + (cy + dy).toFixed(1)).join(" ")}));
         group.append(make("title", {}, line.name + ", IPC " + point[0] + ": " + point[3].toFixed(1) + " ± " + point[4].toFixed(1) + " %, "
-          + now.axis.unit(at)));
+          + now.axis.plain(at) + now.axis.unit));
         svg.append(group);
       }
       svg.append(make("line", {x1: x(limit), x2: x(limit), y1: top, y2: height - bottom, stroke: "#0969da", "stroke-width": 1.5,
@@ -1661,7 +1667,7 @@ _COST_SCRIPT = r"""
         const row = document.createElement("tr"), first = document.createElement("th"), mark = document.createElement("span");
         first.scope = "row"; mark.className = "swatch"; mark.style.background = line.color;
         first.append(mark, line.name + ", " + point[0]); row.append(first);
-        for (const text of [point[3].toFixed(1) + " ± " + point[4].toFixed(1) + " (" + point[5] + ")", now.axis.unit(at), line.kind]) {
+        for (const text of [point[3].toFixed(1) + " ± " + point[4].toFixed(1) + " (" + point[5] + ")", now.axis.plain(at), line.kind]) {
           const cell = document.createElement("td");
           cell.textContent = text; row.append(cell);
         }
@@ -1672,7 +1678,7 @@ _COST_SCRIPT = r"""
     }
     function show() {
       limit = now.low * (now.high / now.low) ** step;
-      shown.textContent = now.axis.unit(limit);
+      shown.textContent = now.axis.plain(limit) + now.axis.unit;
       knob.setAttribute("aria-valuetext", shown.textContent);
       chart(); list();
     }
@@ -1683,11 +1689,12 @@ _COST_SCRIPT = r"""
     return function (value) { step = value; show(); };"""
 
 
-def cost_explorer(points: Sequence[Point], full: Mapping[str, float] | None = None, *, protocol: str = "", uid: str | None = None,
-                  label: str = "at most") -> Widget:
+def cost_explorer(points: Sequence[Point], full: Mapping[str, tuple[float, str]] | None = None, *, protocol: str = "",
+                  uid: str | None = None, label: str = "at most") -> Widget:
     """Accuracy against stored numbers or minutes, for one dataset, test network and protocol at a time, and what is within a limit.
 
-    points: `papers.points`. full: dataset to the printed accuracy of the full training set, a dashed line. protocol: shown first.
+    points: `papers.points`. full: dataset to an accuracy for a dashed line, that of the full training set, and what it is called.
+    protocol: shown first.
     The slider moves the limit; what lies within is drawn strongly and listed, highest accuracy first.
     """
     from ddlib.plots import colors
@@ -1695,27 +1702,30 @@ def cost_explorer(points: Sequence[Point], full: Mapping[str, float] | None = No
     if not points:
         raise ValueError("cost_explorer has no point to draw: give rows that have budget_scalars and minutes")
     paints = colors(sorted({point.series for point in points}))
-    places: dict[tuple[str, str], dict[str, Any]] = {}
+    drawn: dict[tuple[Any, ...], list[list[Any]]] = {}
     for point in points:
-        given = places.setdefault(point.place, {"full": (full or {}).get(point.place[0]), "protocols": {}})
-        series = given["protocols"].setdefault(point.protocol, {})
-        line = series.setdefault(point.series, {"name": point.series, "kind": point.kind, "color": paints[point.series], "points": []})
-        line["points"].append([point.ipc, round(point.scalars), float(f"{point.minutes:.3g}"), round(point.mean, 2), round(point.std, 2),
-                               point.n])
-    data = [{"full": given["full"], "protocols": {name: list(series.values()) for name, series in given["protocols"].items()}}
-            for given in places.values()]
+        drawn.setdefault((point.place, point.protocol, point.series, point.kind), []).append(
+            [point.ipc, round(point.scalars), float(f"{point.minutes:.3g}"), round(point.mean, 2), round(point.std, 2), point.n])
+    lines: list[dict[str, Any]] = []
+    places: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for (place, name, series, kind), values in drawn.items():
+        line = {"name": series, "kind": kind, "color": paints[series], "points": values}
+        if line not in lines:                                # what is stored as images stands in two protocols
+            lines.append(line)
+        places.setdefault(place, {}).setdefault(name, []).append(lines.index(line))
+    data = [{"full": (full or {}).get(place[0]), "protocols": protocols} for place, protocols in places.items()]
     options = "".join(f'<option value="{k}">{escape(dataset)}, {escape(network)}</option>' for k, (dataset, network) in enumerate(places))
     body = (
         f'<div class="costs"><div class="choose"><label>dataset and test network<select autocomplete="off">{options}</select></label>'
         '<label>protocol<select autocomplete="off"></select></label><label>across<select autocomplete="off">'
         '<option value="0">numbers stored</option><option value="1">minutes</option></select></label></div><div class="chart"></div>'
-        '<p class="said" role="status"></p><div class="lines" tabindex="0" role="region" aria-label="points within the limit"><table><thead><tr>'
-        '<th scope="col">method, IPC</th><th scope="col">accuracy, % (n)</th><th scope="col" class="axis"></th>'
+        '<p class="said" role="status"></p><div class="lines" tabindex="0" role="region" aria-label="points within the limit"><table>'
+        '<thead><tr><th scope="col">method, IPC</th><th scope="col">accuracy, % (n)</th><th scope="col" class="axis"></th>'
         '<th scope="col">stored as</th></tr></thead><tbody></tbody></table></div><noscript>The chart needs JavaScript.</noscript></div>'
     )
     steps = [k / 40 for k in range(1, 41)]
     return page(uid, label=label, values=steps, texts=[f"{value:.0%}" for value in steps], start=steps[-1], script=_COST_SCRIPT,
-                css=_COST_CSS, body=body, data={"places": data, "start": protocol})
+                css=_COST_CSS, body=body, data={"places": data, "lines": lines, "start": protocol})
 
 
 # ---------------------------------------------------------------------------------------------------------- small parts
