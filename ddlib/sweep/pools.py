@@ -119,6 +119,7 @@ class OnRay:
             raise ValueError(f"workers do not see {store.address}: name a folder or an address that all of them see")
         if self.own:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            os.environ.setdefault("RAY_worker_niceness", "0")    # of a Ray started here: its default gives way to everything else
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if address == "local":
