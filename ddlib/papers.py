@@ -745,17 +745,20 @@ def _apart(one: tuple[float, float | None, float | None], other: tuple[float, fl
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says of its method: `method` is ahead of `other`, each (name, version), at the same IPC unless one is given."""
+    """What a paper says of its method: `method` is ahead of `other`, each (name, version), at the same IPC.
+
+    below_one: the method at less than one image per class ("0.x") against the other at one.
+    """
 
     paper: str
     method: tuple[str, str]
     other: tuple[str, str]
-    below_one: bool = False                   # the method at less than one image per class against the other at one
+    below_one: bool = False
 
     @property
     def text(self) -> str:
-        one, other = (", ".join(filter(None, each)) for each in (self.method, self.other))
-        return f"{one} below 1 over {other} at 1" if self.below_one else f"{one} over {other}"
+        (one, _), (other, variant) = self.method, self.other
+        return f"{one}{' 0.x' if self.below_one else ''} over {variant if other == one else other}"
 
     def compares(self, ipc: int | float | str, other: int | float | str) -> bool:
         return (not isinstance(ipc, str) and ipc < 1 and other == 1) if self.below_one else ipc == other
@@ -850,14 +853,15 @@ def verdicts(found: Sequence[Finding]) -> Table:
         about = [finding for finding in found if finding.claim == claim]
         printed = [gained for gained, _ in printed_gains(claim).values()]
         ours = [finding.measured[0] for finding in about if finding.measured]
-        span = lambda values: f"{min(values):+.1f} to {max(values):+.1f}" if values else "-"
+        span = lambda values: " to ".join(dict.fromkeys(f"{each:+.1f}" for each in (min(values), max(values)))) if values else "-"
         states = [finding.verdict for finding in about]
-        lines.append((f"{claim.paper}: {claim.text}", str(len(printed)), span(printed), span(ours),
-                      *(str(states.count(verdict)) for verdict in VERDICTS)))
+        lines.append((claim.text, *(str(states.count(verdict)) for verdict in VERDICTS), span(ours), span(printed), str(len(printed))))
     notes.append("holds, open, does not hold: comparisons of two of our rows, by dataset, IPC, network and protocol; "
                  "open means within two standard errors of no difference")
     notes.append("not run: printed places of which we have no pair of rows")
-    columns = ("claim", "printed", "printed gains", "our gains", *VERDICTS)
+    if any(finding.claim.below_one for finding in found):
+        notes.append("0.x: less than one image per class, against one")
+    columns = ("claim", *VERDICTS, "our gains", "printed gains", "printed")
     return Table(columns, tuple(lines), tuple(notes), "The signs of the papers' claims", frozenset(columns[1:]))
 
 
