@@ -5,6 +5,7 @@ Kernels run on the GPU where there is one, else under Triton's interpreter on th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -55,12 +56,14 @@ def same_as_reference(fast: Callable[..., Tensor], reference: Callable[..., Tens
     """Assert that `fast` with kernels gives `reference` of the same numbers in float64: value, gradients, double gradients.
 
     Differences are measured against the largest entry of each tensor, or 0.01. wanted: which inputs need gradients (default: all
-    floating ones).
+    floating ones). A kernel that leaves its work to plain torch fails.
     """
     wanted = wanted if wanted is not None else [each.is_floating_point() for each in inputs]
     inputs = [each.to(DEVICE) if each.device != DEVICE else each for each in inputs]
     exact = run(reference, [each.double() if each.is_floating_point() else each for each in inputs], wanted, double)
-    with kernels.using("on"), poisoned_memory():
+    kernels.say_once.cache_clear()
+    with kernels.using("on"), poisoned_memory(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*plain torch runs instead")
         found = run(fast, inputs, wanted, double)
     dtypes = [each.dtype for each in inputs if each.is_floating_point()]
     tolerance = tolerance or max(TOLERANCE[dtype] for dtype in dtypes)

@@ -21,7 +21,16 @@ def test_the_kernel_is_the_equation(shape, standardize):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_summed_in_single(dtype):
-    same_as_reference(lambda a, b: skd.skd_loss(a, b, 2.0), lambda a, b: skd.reference(a, b, 2.0), logits(33, 10, dtype))
+    given = logits(33, 10, dtype)
+    same_as_reference(lambda a, b: skd.skd_loss(a, b, 2.0), lambda a, b: skd.reference(a, b, 2.0), given)
+    found = {}
+    for kind in (dtype, torch.float32):
+        a, b = (each.to(DEVICE, kind).requires_grad_() for each in given)
+        with kernels.using("on"):
+            loss = skd.skd_loss(a, b, 2.0)
+        found[kind] = loss, *torch.autograd.grad(loss, (a, b))
+    for ours, exact in zip(found[dtype], found[torch.float32], strict=True):
+        torch.testing.assert_close(ours.float(), exact, rtol=torch.finfo(dtype).eps, atol=1e-7)      # only results are rounded
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])

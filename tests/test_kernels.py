@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,8 @@ def test_on_a_cpu_plain_torch_runs_unless_kernels_are_asked_for(monkeypatch):
         assert called(monkeypatch) == 1
     monkeypatch.setenv("DDLIB_KERNELS", "on")
     assert called(monkeypatch) == 1
+    with kernels.using("off"):
+        assert not kernels.run_fast("skd", SimpleNamespace(is_cuda=True))
 
 
 def test_double_precision_is_left_to_torch_and_said_once(monkeypatch):
@@ -127,9 +130,6 @@ def test_the_library_has_six_kernels():
 METHODS = {module.__name__.rsplit(".", 1)[1]: module for module in (cgan, ddpp, dim, dm, esp, gld, kfs, mtt, podd, rat_bptt, skd_method)}
 
 
-GANS = ("cgan", "dim", "gld", "skd")
-
-
 @pytest.fixture(scope="module")
 def runs_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -139,6 +139,8 @@ def runs_folder(tmp_path_factory):
 
 # an interpreted inner step takes seconds: fewer of them where there are many
 FEWER = {"podd": {"window": 1, "max_inner": 2, "patches_x": 2, "distances": "none"}, "rat_bptt": {"window": 2, "max_inner": 3}}
+# of the networks that they match through only ConvNets have blocks; beside the GAN's gradient that of the match is small
+FEWER |= {name: {"pool": "convnet3", "pool_widths": "4", "weight": 10.0, "max_gradient": 1e9} for name in ("dim", "gld", "skd")}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -159,7 +161,8 @@ def test_the_tiny_preset_distils_the_same_set_with_kernels(name, runs_folder, tm
                 last.syn.save(path)
         after = load_file(path)
         assert after.keys() == before.keys()
-        moved.append(torch.cat([(after[key].double() - before[key].double()).flatten() for key in sorted(after)]))
+        # of a generator not its counters, nor the biases that a norm removes: Adam moves those by the signs of rounding errors
+        compared = [key for key in sorted(after) if ".net." not in key or after[key].ndim > 1]
+        moved.append(torch.cat([(after[key].double() - before[key].double()).flatten() for key in compared]))
     plain, fast = moved
-    # Adam moves a generator's biases, which the norm behind them removes, by the signs of rounding errors
-    assert plain.norm() > 0 and (fast - plain).norm() <= (0.2 if name in GANS else 0.01) * plain.norm()
+    assert plain.norm() > 0 and (fast - plain).norm() <= 0.01 * plain.norm()
