@@ -326,3 +326,219 @@ def test_html_is_well_formed_escaped_and_has_headers():
     assert not parser.open and parser.rows == 3 and parser.row_headers == 2
     assert "&lt;b&gt;&amp;" in html and "<b>" not in html and "<caption><span>a&lt;</span></caption>" in html
     assert "<sup>[1]</sup>" in html and "<li>SKD table 1 and GLD" in html
+
+
+# ------------------------------------------------------------------------------------------- every own cell beside our rows
+
+
+def ours(**changes):
+    """A row of SKD on Fashion-MNIST, complete as `papers.check_rows` wants it."""
+    return row(**({"method": "SKD", "protocol": "strict-cpu", "preset": "cpu-full", "commit": "abc1234def", "seed": "0", "command": ""}
+                  | changes))
+
+
+def states(rows, **wanted):
+    return [(match.state, match.protocol) for match in papers.matches(rows)
+            if all(getattr(match.cell, name) == value for name, value in wanted.items())]
+
+
+FASHION = {"paper": "SKD", "dataset": "fashion_mnist", "ipc": 10, "variant": ""}
+
+
+def test_own_cells_are_those_of_each_papers_own_method():
+    own = papers.own_cells()
+    assert Counter(cell.paper for cell in own) == {"SKD": 26, "DDPP": 20, "GLD": 13, "PoDD": 10, "ESP": 40}
+    assert all(cell.method == cell.paper for cell in own) and papers.own_cells("GLD") == [cell for cell in own if cell.paper == "GLD"]
+    with pytest.raises(ValueError, match="choose from DDPP, ESP"):
+        papers.own_cells("DM")
+
+
+def test_without_rows_every_cell_is_there_once_and_not_run():
+    found = papers.matches([])
+    assert [match.cell for match in found] == papers.own_cells() and {match.state for match in found} == {"not run"}
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({}, ("stand-in", "strict")),
+    ({"protocol": "strict-cpu-resampled"}, ("stand-in", "resampled")),
+    ({"protocol": "dim"}, ("stand-in", "published")),
+    ({"dataset": "fashion_mini"}, ("other data", "strict")),
+    ({"protocol": "dim", "variant": "", "preset": "fashion-mnist-ipc10"}, ("as published", "published")),
+    ({"protocol": "dim", "variant": "", "preset": "fashion-mnist-ipc10", "command": "python -m x --preset fashion-mnist-ipc10 --seed 1"},
+     ("as published", "published")),
+    ({"protocol": "dim", "variant": "", "preset": "fashion-mnist-ipc10", "command": "python -m x --preset fashion-mnist-ipc10 --steps 9"},
+     ("stand-in", "published")),
+    ({"protocol": "dim", "variant": "", "preset": "gpu"}, ("stand-in", "published")),
+    ({"protocol": "dsa", "variant": "", "preset": "fashion-mnist-ipc10"}, ("stand-in", "dsa")),
+    ({"protocol": "dim", "preset": "fashion-mnist-ipc10"}, ("stand-in", "published")),
+])
+def test_only_the_published_settings_count_as_published(changes, expected):
+    assert states([ours(**changes)], **FASHION) == [expected]
+
+
+@pytest.mark.parametrize("changes", [
+    {"ipc": "11"}, {"eval_arch": "vgg11"}, {"dataset": "mnist"}, {"method": "GLD"}, {"variant": "no standardization, width 32"},
+    {"preset": "tiny"},
+])
+def test_a_row_about_something_else_does_not_stand_beside_a_cell(changes):
+    assert states([ours(**changes)], **FASHION) == [("not run", "not run")]
+
+
+def test_versions_stand_beside_their_own_cells():
+    plain = ours(variant="no standardization, width 32", preset="cpu-full-no-standardization")
+    assert states([plain], **FASHION | {"variant": "no standardization"}) == [("stand-in", "strict")]
+    labels = ours(method="PoDD", dataset="cifar10", ipc="1", variant="learned labels, 8x4 patches, width 32")
+    assert states([labels], paper="PoDD", dataset="cifar10", table="1") == [("stand-in", "strict")]
+    wide = ours(method="DDPP", dataset="cifar10", ipc="1", variant="")
+    assert states([wide], paper="DDPP", dataset="cifar10", ipc=1) == [("stand-in", "strict")] * 2          # tables I and II
+
+
+def test_the_latest_of_equal_rows_counts_whatever_its_accuracy_and_seeds_stay_apart():
+    first, second, other = (ours(accuracy_mean=mean, seed=seed) for mean, seed in (("90", "0"), ("80", "0"), ("70", "1")))
+    assert [row["accuracy_mean"] for row in papers.latest([first, other, second])] == ["70", "80"]
+    assert [row["accuracy_mean"] for row in papers.latest([second, first])] == ["90"]
+    table, _ = papers.standings(papers.matches([other]))
+    (line,) = [cells for cells in table.rows if cells[2] != "not run"]
+    assert dict(zip(table.columns, line, strict=True))["preset"] == "cpu-full, seed 1"
+
+
+def test_a_table_of_cells_shows_every_one_and_filters_fit_its_lines():
+    rows = [ours(), ours(dataset="fashion_mini"), ours(protocol="dim")]
+    found = papers.matches(rows)
+    table, by = papers.standings(found)
+    assert len(table.rows) == len(found) == 109 + 2 and {len(values) for values in by.values()} == {len(found)}
+    (mini,) = [cells for cells, state in zip(table.rows, by["state"], strict=True) if state == "other data"]
+    mark = re.search(r"\[(\d+)\]", mini[2])
+    assert mark and "about a tenth" in table.footnotes[int(mark[1]) - 1]
+    assert not [cells for cells, state in zip(table.rows, by["state"], strict=True) if state == "not run" and cells[2] != "not run"]
+    assert table.rows[by["state"].index("stand-in")][3] == "-8.9 ± 0.3"
+
+
+def test_the_tally_counts_each_cell_once_by_its_nearest_row():
+    rows = [ours(), ours(protocol="dim"), ours(dataset="fashion_mini", ipc="50"), ours(ipc="50"), ours(ipc="1", dataset="fashion_mini")]
+    lines = {cells[0]: cells[1:] for cells in papers.tally(papers.matches(rows)).rows}
+    assert lines["SKD"] == ("26", "0", "2", "1", "23") and lines["all"] == ("109", "0", "2", "1", "106")
+    assert all(int(cells[0]) == sum(map(int, cells[1:])) for cells in lines.values())
+
+
+def test_a_difference_has_the_errors_of_both_means():
+    (cell,) = [cell for cell in papers.own_cells("SKD") if (cell.dataset, cell.ipc, cell.variant) == ("fashion_mnist", 10, "")]
+    points, error = papers.difference(ours(accuracy_mean="80", accuracy_std="3", n="9"), cell)
+    assert points == 80 - cell.accuracy_mean and abs(error - (9 / 9 + cell.accuracy_std**2 / 5) ** 0.5) < 1e-12
+    alone = papers.difference(ours(accuracy_mean="80", accuracy_std="nan", n="1"), cell)[1]
+    assert abs(alone - cell.accuracy_std / 5**0.5) < 1e-12
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"accuracy_mean": "0,52"}, r"row 2 of mine.csv has accuracy_mean = '0,52': write a number from 0 to 100"),
+    ({"accuracy_mean": ""}, "accuracy_mean = ''"), ({"accuracy_mean": "nan"}, "accuracy_mean"), ({"accuracy_mean": "101"}, "from 0 to 100"),
+    ({"n": "0"}, "from 1 up"), ({"minutes": "-1"}, "from 0 up"), ({"budget_scalars": "inf"}, "from 1 up"), ({"ipc": "ten"}, "'ten'"),
+])
+def test_a_row_that_cannot_be_compared_is_named(changes, message):
+    assert len(papers.check_rows([ours(), ours(accuracy_std="", n="", minutes="", budget_scalars="")])) == 2
+    with pytest.raises(ValueError, match=message) as error:
+        papers.check_rows([ours(), ours(**changes)], "mine.csv")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_columns_are_named():
+    with pytest.raises(ValueError, match="mine.csv lack the columns commit, minutes"):
+        papers.check_rows([{name: value for name, value in ours().items() if name not in ("commit", "minutes")}], "mine.csv")
+
+
+# ------------------------------------------------------------------------------------------------------------------ claims
+
+
+def pair(gain, *, std="1", n="4", **changes):
+    common = {"accuracy_std": std, "n": n} | changes
+    return [ours(method="DDPP", accuracy_mean=str(60 + gain), **common), ours(method="MTT", accuracy_mean="60", **common)]
+
+
+DDPP = papers.CLAIMS[0]
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(1.5, "holds"), (1.4, "open"), (0, "open"), (-1.4, "open"), (-1.5, "does not hold")])
+def test_a_sign_counts_beyond_two_standard_errors(gain, verdict):      # of 1 / sqrt(2) each: 1.414 in all
+    (found,) = [each for each in papers.findings(pair(gain), [DDPP]) if each.measured]
+    assert found.verdict == verdict and abs(found.measured[0] - gain) < 1e-9 and abs(found.measured[1] - 0.5**0.5) < 1e-9
+
+
+@pytest.mark.parametrize("changes", [
+    {"dataset": "mnist"}, {"ipc": "1"}, {"eval_arch": "vgg11"}, {"protocol": "dim"}, {"preset": "cpu-hour"}, {"seed": "1"},
+    {"variant": "width 64"}, {"variant": "epsilon 0.5, width 32"},
+])
+def test_rows_of_different_conditions_are_not_compared(changes):
+    one, other = pair(5)
+    assert [each.verdict for each in papers.findings([one, other], [DDPP]) if each.measured] == ["holds"]
+    assert not [each for each in papers.findings([one, other | changes], [DDPP]) if each.measured]
+
+
+def test_printed_gains_without_rows_are_not_run_and_those_with_rows_stand_beside_them():
+    printed = papers.printed_gains(DDPP)
+    assert printed["cifar10", 10, "resnet18"][0] == pytest.approx(5.4) and printed["cifar100", 10, "convnet3"][0] == pytest.approx(3.0)
+    found = papers.findings(pair(5, dataset="cifar10", ipc="10", eval_arch="resnet18", variant="width 8"), [DDPP])
+    assert len(found) == len(printed) and sum(each.verdict == "not run" for each in found) == len(printed) - 1
+    (measured,) = [each for each in found if each.measured]
+    assert measured.printed == printed["cifar10", 10, "resnet18"]
+
+
+def test_less_than_one_image_is_compared_with_one():
+    claim = next(claim for claim in papers.CLAIMS if claim.below_one and claim.other[0] == "Random")
+    poster = ours(method="PoDD", ipc="0.5", variant="fixed labels, 8x4 patches, width 32", preset="cpu", accuracy_mean="70")
+    randoms = [ours(method="Random", ipc=ipc, preset="", accuracy_mean="50") for ipc in ("1", "0.5", "10")]
+    found = [each for each in papers.findings([poster, poster | {"ipc": "1"}, *randoms], [claim]) if each.measured]
+    assert [(each.ipc, each.measured[0]) for each in found] == [(0.5, 20.0)]
+
+
+def test_versions_of_one_gan_are_one_family():
+    claim = next(claim for claim in papers.CLAIMS if claim.other[1])
+    plain = ours(accuracy_mean="79", variant="no standardization, width 32", preset="cpu-full-no-standardization")
+    rows = [ours(accuracy_mean="80"), plain]
+    assert [each.measured[0] for each in papers.findings(rows, [claim]) if each.measured] == [1.0]
+
+
+def test_verdicts_count_every_finding():
+    found = papers.findings([*pair(5), *pair(0, ipc="1"), *pair(-5, dataset="mnist")], [DDPP])
+    counted = papers.verdicts(found)
+    line = dict(zip(counted.columns, counted.rows[0], strict=True))
+    assert [line[name] for name in ("holds", "open", "does not hold", "not run")] == ["1", "1", "1", "13"]
+    assert (line["claim"], line["our gains"], line["printed"]) == ("DDPP over MTT", "-5.0 to +5.0", "13")
+    table, by = papers.findings_table(found)
+    assert {len(values) for values in by.values()} == {len(table.rows)} == {16}
+
+
+# ------------------------------------------------------------------------------------------------- costs and other networks
+
+
+def test_a_generator_costs_its_gan_too():
+    gan = {"method": "CGAN", "budget_scalars": "100000"}
+    rows = [ours(**gan, minutes="44", ipc="1"), ours(**gan, minutes="50", ipc="10"), ours(**gan, minutes="9", preset="cpu-hour"),
+            ours(minutes="4"), ours(method="DM", minutes="2")]
+    found = {(point.series, point.ipc): point for point in papers.points(rows)}
+    assert found["SKD", 10].minutes == 48 and found["DM", 10].minutes == 2 and found["CGAN (cpu-full)", 1].minutes == 44
+    assert [found["SKD", 10].kind, found["DM", 10].kind] == ["generator", "pixels"]
+
+
+def test_stored_images_stand_in_the_resampled_protocol_where_a_generator_does():
+    rows = [ours(protocol="strict-cpu-resampled"), ours(method="DM"), ours(method="DM", dataset="mnist"), ours(method="DM", minutes="")]
+    found = [(point.place[0], point.protocol, point.series) for point in papers.points(rows[:3])]
+    assert found.count(("fashion_mnist", "strict-cpu-resampled", "DM")) == 1
+    assert ("mnist", "strict-cpu-resampled", "DM") not in found and ("mnist", "strict-cpu", "DM") in found
+    assert len(papers.points(rows[3:])) == 0                                                     # what it cost is not known
+
+
+@pytest.mark.parametrize(("changes", "kind"), [
+    ({"method": "DM"}, "pixels"), ({"method": "DM", "variant": "poster 98x39/8x4, width 32"}, "poster"), ({"method": "PoDD"}, "poster"),
+    ({"method": "ESP"}, "codes + decoder"), ({"method": "Herding"}, "selection"), ({"method": "Mine"}, "other"),
+])
+def test_what_is_stored_is_told_from_the_row(changes, kind):
+    assert papers.kind_of(ours(**changes)) == kind
+
+
+def test_the_share_kept_on_other_networks_is_of_the_advantage_over_random():
+    accuracies = {("Random", "convnet3"): 50, ("DM", "convnet3"): 70, ("Random", "vgg11"): 40, ("DM", "vgg11"): 50, ("MTT", "convnet3"): 70}
+    rows = [ours(method=method, eval_arch=arch, accuracy_mean=str(mean)) for (method, arch), mean in accuracies.items()]
+    table = papers.across(rows, dataset="fashion_mnist", ipc=10, protocol="strict-cpu")
+    assert table.columns == ("method", "kept", "convnet3", "vgg11")
+    assert {cells[0]: cells[1] for cells in table.rows} == {"Random": "-", "DM": "0.50"}        # MTT was tested on one network only
+    assert papers.across(rows[:2], dataset="fashion_mnist", ipc=10, protocol="strict-cpu") is None

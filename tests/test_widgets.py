@@ -14,7 +14,7 @@ import pytest
 import torch
 
 pytest.importorskip("matplotlib")
-from ddlib import plots, poster, widgets
+from ddlib import papers, plots, poster, widgets
 from ddlib.methods import ddpp, skd
 
 NASTY = 'a<b>"&\'</script><script>alert(1)</script>'
@@ -90,6 +90,28 @@ def posters(**changes):
     return widgets.poster_explorer(**(arguments | changes))
 
 
+def point(series="DM", ipc=1, scalars=100, minutes=1.0, mean=50.0, *, kind="pixels", place=("toy", "convnet3"), protocol="strict"):
+    return papers.Point(place, protocol, series, kind, ipc, scalars, minutes, mean, 2.0, 5)
+
+
+POINTS = [point(), point(ipc=10, scalars=1000, minutes=5.0, mean=70.0), point("Random", minutes=0.1, mean=40.0, kind="selection"),
+          point("SKD", scalars=5000, minutes=60.0, mean=60.0, kind="generator"), point("SKD", protocol="dim", kind="generator"),
+          point(place=("mnist", "convnet3"))]
+
+
+def costs(**changes):
+    return widgets.cost_explorer(**({"points": POINTS, "full": {"toy": (90.0, "all images, printed")}, "uid": "cost"} | changes))
+
+
+CELLS = (("SKD mnist", "97.9", "94.2"), ("SKD cifar10", "51.6", "not run"), ("ESP svhn", "84.8", "not run"), ("GLD mnist", "97.3", "94.1"))
+FOUND = papers.Table(("cell", "printed", "ours"), CELLS, caption="cells", numeric=frozenset({"printed"}))
+BY = {"paper": ["SKD", "SKD", "ESP", "GLD"], "IPC": ["10", "1", "1", "full"]}
+
+
+def finding(**changes):
+    return widgets.finder(**({"table": FOUND, "by": BY, "uid": "find"} | changes))
+
+
 class Structure(HTMLParser):
     """Elements with their attributes; unbalanced tags are an error."""
 
@@ -121,6 +143,7 @@ WIDGETS = {
     "tau_explorer": lambda **o: softening(**o),
     "sweep_explorer": lambda **o: swept(**o),
     "poster_explorer": lambda **o: posters(**o),
+    "cost_explorer": lambda **o: costs(**o),
 }
 
 
@@ -770,7 +793,7 @@ def test_a_poster_is_shown_where_the_size_is_its_own_and_the_classes_elsewhere(s
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("build", [explorer, swept, posters])
+@pytest.mark.parametrize("build", [explorer, swept, posters, costs])
 def test_no_widget_is_wider_than_a_phone(show, build):
     page = show(build(), width=390)
     page.add_style_tag(content="div.body {min-width: 360px; max-width: 800px}")  # the book's theme means its own
@@ -796,3 +819,109 @@ def test_others_names_do_not_run_in_the_page(show):
     page = show(explorer(classes=[NASTY, "b", "c"], curves={NASTY: [(1, 50, 1)]}, caption=NASTY, label=NASTY))
     assert page.locator("#ipc .classes span").first.inner_text() == NASTY
     assert page.locator("#ipc tbody th").first.inner_text() == NASTY
+
+
+# ------------------------------------------------------------------------------------------------------ finding and costs
+
+
+def test_a_finder_holds_every_line_as_a_plain_table_and_its_filters_are_hidden_without_a_script():
+    html = finding().html
+    page = html.split("<script>")[0]
+    assert all(text in page for cells in FOUND.rows for text in cells)
+    assert page.count("<tr>") == 1 + len(FOUND.rows) and "<form hidden>" in page and "4 lines" in page
+    assert re.findall(r"<option[^>]*>([^<]*)", page) == ["all", "SKD", "ESP", "GLD", "all", "1", "10", "full"]
+    assert finding(uid=None) == finding(uid=None) and finding(uid=None).uid != finding(uid=None, by={"paper": BY["paper"]}).uid
+
+
+def test_others_texts_in_a_finder_are_escaped():
+    html = finding(table=papers.Table((NASTY, "b"), ((NASTY, NASTY),), (NASTY,), NASTY), by={NASTY: [NASTY]}).html
+    assert html.count("<script>") == html.count("</script>") == 1 and "<b>" not in html
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: finding(table=papers.Table(("a",), ())), "at least one line"), (lambda: finding(by={}), "at least one thing to choose by"),
+    (lambda: finding(by={"paper": ["SKD"]}), "'paper' has 1 values for the table's 4 lines"),
+    (lambda: costs(points=[]), "no point to draw"),
+])
+def test_wrong_arguments_of_finders_and_costs_are_answered_in_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.browser
+def test_a_finder_shows_the_lines_that_have_everything_asked_for(show):
+    page = show(finding())
+    shown = lambda: [line.inner_text() for line in page.locator("#find tbody th").all() if line.is_visible()]
+    names = [cells[0] for cells in FOUND.rows]
+    assert shown() == names and page.locator("#find .found").inner_text() == "4 of 4 lines"
+    assert [cell.inner_text() for cell in page.locator("#find tbody tr").nth(1).locator("th,td").all()] == list(FOUND.rows[1])
+    paper, ipc = page.locator("#find select").all()
+    paper.select_option(label="SKD")
+    assert shown() == names[:2]
+    ipc.select_option(label="1")
+    assert shown() == names[1:2]
+    paper.select_option(label="all")
+    assert shown() == names[1:3]
+    page.locator("#find input").fill("svhn NOT")
+    assert shown() == names[2:3]
+    page.locator("#find input").fill("svhn 94")
+    assert shown() == [] and "set a filter back" in page.locator("#find .found").inner_text()
+    page.locator("#find button").press("Enter")
+    page.wait_for_timeout(50)
+    assert shown() == names
+
+
+@pytest.mark.browser
+def test_a_finder_is_worked_by_keyboard_and_fits_a_phone(show):
+    table = papers.Table(("cell", "b"), tuple((f"line {k}", "x" * 90) for k in range(60)))
+    page = show(finding(table=table, by={"k": [str(k) for k in range(60)]}), width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("#find .scroll").bounding_box()["height"] < 600
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#find .found").inner_text() == "1 of 60 lines"
+    page.keyboard.press("Tab")
+    page.keyboard.type("line 7")
+    assert page.locator("#find .found").inner_text().startswith("0 of 60 lines")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.wait_for_timeout(50)
+    assert page.locator("#find .found").inner_text() == "60 of 60 lines"
+
+
+@pytest.mark.browser
+def test_the_cost_explorer_lists_what_is_within_the_limit(show):
+    page = show(costs(protocol="strict"))
+    listed = lambda: [line.inner_text() for line in page.locator("#cost tbody th").all()]
+    where, how, across = page.locator("#cost select").all()
+    assert listed() == ["DM, 10", "SKD, 1", "DM, 1", "Random, 1"]                            # highest accuracy first
+    assert "all images, printed: 90" in page.locator("#cost svg").text_content()
+    slider, limits = page.locator("#cost input"), {}
+    for step in range(40):
+        slider.fill(str(round((step + 1) / 40, 3)))
+        limit = int(page.locator("#cost output").inner_text().removesuffix(" numbers").replace(",", ""))
+        limits[limit] = set(listed())
+    for limit, found in limits.items():
+        within = {f"{each.series}, {each.ipc}" for each in POINTS[:4] if each.scalars <= limit}
+        assert found == within, limit
+    assert limits[max(limits)] and max(limits) > 5000
+    across.select_option("1")
+    assert page.locator("#cost output").inner_text() == "78 min"
+    assert page.locator("#cost tbody tr").nth(0).inner_text().split("\t")[2] == "5.0"
+    how.select_option("dim")
+    assert listed() == ["SKD, 1"]
+    where.select_option(label="mnist, convnet3")
+    assert listed() == ["DM, 1"] and how.input_value() == "strict" and "printed" not in page.locator("#cost svg").text_content()
+
+
+@pytest.mark.browser
+def test_points_of_the_cost_explorer_stand_at_their_costs_and_those_too_dear_fade(show):
+    page = show(costs(protocol="strict"))
+    page.locator("#cost input").fill("0.5")
+    limit = float(page.locator("#cost .limit").get_attribute("x1"))
+    drawn = page.locator("#cost svg g").all()
+    groups = [(float(group.locator("line").get_attribute("x1")), float(group.get_attribute("opacity"))) for group in drawn]
+    assert len(groups) == 4 and all((x <= limit + 0.01) == (opacity == 1) for x, opacity in groups)
+    xs = sorted(x for x, _ in groups)
+    assert xs[0] == xs[1] and math.isclose((xs[2] - xs[0]) / (xs[3] - xs[0]), math.log(10) / math.log(50), rel_tol=1e-3)
