@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS: dict[str, type[DistilledSet]] = {}
-MOST_IN_PATCHES = 2**27                          # a stored poster with more numbers in its patches is not read; papers have 1e7
+MOST_IN_PATCHES = 2**27                          # numbers in all patches of a poster that is described or stored; papers have 1e7
 
 
 class DistilledSet(ABC):
@@ -128,6 +128,8 @@ class DistilledSet(ABC):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, tensor in self.tensors().items():
+                if state[name].shape != tensor.shape:            # copying would spread what is smaller
+                    raise ValueError(f"{name} is {tuple(state[name].shape)} where {tuple(tensor.shape)} is needed")
                 tensor.copy_(state[name])
 
 
@@ -355,10 +357,12 @@ class PosterSet(StoredSet):
     def from_text(cls, real: ImageSet, text: str, rng: torch.Generator, **meta: Any) -> PosterSet:
         """A poster as settings describe it: "98x39/8x4" is one of 98x39 pixels under 8x4 patches. It begins as training images."""
         from ddlib import poco  # which selects images, which are sets
-        found = re.fullmatch(r"(\d+)x(\d+)/(\d+)x(\d+)", text)
+        found = re.fullmatch(r"(\d{1,9})x(\d{1,9})/(\d{1,9})x(\d{1,9})", text)
         if found is None:
             raise ValueError(f"write a poster as WIDTHxHEIGHT/PATCHESxPATCHES, such as 98x39/8x4, not {text!r}")
         width, height, across, down = (int(number) for number in found.groups())
+        if max(width * height, across * down * math.prod(real.shape[1:])) * real.shape[0] > MOST_IN_PATCHES:
+            raise ValueError(f"a poster {text!r} or its patches would hold more than {MOST_IN_PATCHES:,} numbers: choose fewer")
         grid_x, grid_y = poster.usual_grid(real.num_classes)
         layout = poster.Layout(width, height, real.shape[2], real.shape[1], across, down)
         return cls.start(real, poco.order(poco.distances(real), grid_x, grid_y), layout, rng, init="real", **meta)

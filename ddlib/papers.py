@@ -168,13 +168,21 @@ NOTES = (
 @cache
 def cells() -> tuple[Cell, ...]:
     """All 688 printed cells, in the order of the papers' tables."""
-    with TABLES.open(newline="", encoding="utf-8") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    for row in rows:
-        row["ipc"] = parse_ipc(row["ipc"])
-        row["accuracy_mean"] = float(row["accuracy_mean"])
-        row["accuracy_std"] = _number(row["accuracy_std"])
-    return tuple(Cell(**row) for row in rows)
+    rows: list[dict[str, Any]] = []
+    try:
+        if not TABLES.is_file():
+            raise TypeError("there is no such file")
+        with TABLES.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file, strict=True):
+                numbers = {"accuracy_mean": float(row["accuracy_mean"]), "accuracy_std": _number(row["accuracy_std"])}
+                if None in row or None in row.values() or row["paper"] not in PAPERS:
+                    raise TypeError(f"line {len(rows) + 2} has too many columns or too few, or is of no paper")
+                if not all(0 <= number <= 100 for number in numbers.values() if number is not None):
+                    raise TypeError(f"line {len(rows) + 2} has an accuracy that is no percentage")
+                rows.append({**row, **numbers, "ipc": parse_ipc(row["ipc"])})
+        return tuple(Cell(**row) for row in rows)
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{TABLES} is missing or damaged ({error}): install ddlib again") from None
 
 
 def dataset_names() -> tuple[str, ...]:

@@ -78,14 +78,14 @@ def live(order: dict[str, Any]) -> None:
         os.chdir(order["folder"])
         if order["typed"]:
             os.environ["PYTHONPATH"] = order["code"]
-            os.execv(sys.executable, [sys.executable, "-m", f"ddlib.methods.{order['method']}", *COMMAND])
+            os.execv(sys.executable, [sys.executable, "-m", f"ddlib.methods.{order['method']}", *order["words"]])
         sys.path.insert(0, order["code"])
         events = count_events(order["kill_at"])
         from ddlib import experts, runs
         assert Path(runs.__file__).is_relative_to(order["code"])
         assert runs.run.__kwdefaults__ is not None
         runs.run.__kwdefaults__["checkpoint_seconds"] = experts.SAVE_SECONDS = order["save_every"]
-        sys.argv = ["", *COMMAND]
+        sys.argv = ["", *order["words"]]
         try:
             runpy.run_module(f"ddlib.methods.{order['method']}", run_name="__main__", alter_sys=True)
         except SystemExit as end:
@@ -132,7 +132,7 @@ class Lives:
         """(whether it was killed, seconds) of one life of the method's command in `folder`; RuntimeError if it fails or hangs."""
         folder.mkdir(parents=True, exist_ok=True)
         order = {"method": method, "folder": str(folder), "log": f"{folder}.log", "code": str(self.code), "save_every": save_every,
-                 "kill_after": kill_after, "kill_at": kill_at, "typed": typed}
+                 "kill_after": kill_after, "kill_at": kill_at, "typed": typed, "words": COMMAND}
         assert self.server.stdin is not None and self.server.stdout is not None
         print(json.dumps(order), file=self.server.stdin, flush=True)
         answer = json.loads(self.server.stdout.readline())

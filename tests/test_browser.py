@@ -5,12 +5,14 @@ Every request to another host than the one under test is blocked.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
+import json
 import os
 import re
-import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -193,41 +195,84 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
-    """JupyterLab over a copy of the notebooks, with configuration and results of its own: address, token, folder."""
-    folder = tmp_path / "lab" / "notebooks"
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path, int]]:
+    """What `make lab` starts, over a copy of the notebooks: address, token, folder of the notebooks, process number.
+
+    Configuration and results are its own; nothing is installed, and nothing is opened in a browser.
+    """
+    home = tmp_path_factory.mktemp("lab")
+    folder, port = home / "notebooks", free_port()
     shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.py"))
-    token, port = secrets.token_hex(16), free_port()
-    places = {name: str(tmp_path / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
-    variables = {**os.environ, **places, "DDLIB_RUNS": str(tmp_path / "runs"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    places = {name: str(home / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    variables = {**os.environ, **places, "DDLIB_RUNS": str(home / "runs"), "PYDEVD_DISABLE_FILE_VALIDATION": "1", "BROWSER": "true"}
     settings = Path(places["JUPYTER_CONFIG_DIR"]) / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    log = (tmp_path / "lab.log").open("w")
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-            f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--allow-root",
-        ],
-        env=variables, stdout=log, stderr=subprocess.STDOUT, cwd=folder,
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5).close()
-            break
-        except (urllib.error.URLError, OSError):
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "lab.log").read_text()[-3000:]
-            time.sleep(0.5)
-    yield address, token, folder
-    process.terminate()
+    log = (home / "lab.log").open("w")
+    command = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.book", "lab", f"PORT={port}", f"PY={sys.executable}"]
+    process = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT, cwd=home, start_new_session=True)
+    server, deadline = 0, time.monotonic() + 120
     try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    log.close()
+        while True:
+            try:
+                (facts,) = (json.loads(path.read_text()) for path in Path(places["JUPYTER_RUNTIME_DIR"]).glob("jpserver-*.json"))
+                server, address = facts["pid"], facts["url"].rstrip("/")
+                urllib.request.urlopen(f"{address}/api/status?token={facts['token']}", timeout=5).close()
+                break
+            except (OSError, ValueError):                        # not there yet, or not written to its end
+                assert process.poll() is None and time.monotonic() < deadline, (home / "lab.log").read_text()[-3000:]
+                time.sleep(0.5)
+        yield address, facts["token"], folder, server
+    finally:
+        for signal_number, patience in ((signal.SIGTERM, 30), (signal.SIGKILL, 5)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal_number)
+            end = time.monotonic() + patience
+            while (process.poll() is None or (server and Path(f"/proc/{server}").exists())) and time.monotonic() < end:
+                time.sleep(0.1)
+        log.close()
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses, in the hexadecimal of /proc/net, at which a process waits for connections."""
+    sockets = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(entry))
+    lines = [line.split() for name in ("tcp", "tcp6") if Path(f"/proc/{pid}/net/{name}").exists()
+             for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]]
+    return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
+
+
+def status_of(address: str, **headers: str) -> int:
+    """The HTTP status without following where it leads."""
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *arguments) -> None:
+            return None
+
+    try:
+        with urllib.request.build_opener(Stay).open(urllib.request.Request(address, headers=headers), timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            assert error.code != 302 or "/login?" in error.headers["Location"], error.headers["Location"]
+            return error.code
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux tells who listens where in /proc")
+def test_make_lab_listens_on_this_machine_only_and_asks_for_its_token(lab):
+    address, token, _, server = lab
+    assert listening(server) == {"0100007F"}, "127.0.0.1, and no other"
+    assert re.fullmatch("[0-9a-f]{32,}", token), "drawn anew at every start"
+    for place in ("/api/contents", "/api/kernels", "/api/terminals", "/files/notebooks/00_quickstart.ipynb"):
+        assert status_of(address + place) in (302, 403), place
+        assert status_of(f"{address}{place}?token={'0' * len(token)}") in (302, 403), place
+    assert status_of(f"{address}/lab") == 302
+    assert status_of(f"{address}/api/contents", Authorization=f"token {token}") == 200
+    assert status_of(f"{address}/lab?token={token}") in (200, 302)
+    # a page of another site whose name leads to this machine
+    assert status_of(f"{address}/api/contents", Authorization=f"token {token}", Host="elsewhere.example") == 403
 
 
 def run_all_cells(page, minutes: float) -> None:
@@ -280,8 +325,8 @@ def move_live_sliders(page) -> tuple[int, int]:
 @pytest.mark.skipif(not WITH_LIVE, reason="no stored chapter has a live widget")
 def test_a_chapter_runs_in_jupyterlab_and_its_live_widget_moves(browser, lab, tmp_path):
     name = "01_dataset_distillation" if "01_dataset_distillation" in WITH_LIVE else WITH_LIVE[0]
-    address, token, folder = lab
-    page = open_page(browser, f"{address}/lab/tree/{name}.ipynb?token={token}")
+    address, token, folder, _ = lab
+    page = open_page(browser, f"{address}/lab/tree/notebooks/{name}.ipynb?token={token}")
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=2 * PATIENCE)
     run_all_cells(page, minutes=10)
     page.screenshot(path=str(tmp_path / "lab.png"))
