@@ -533,7 +533,8 @@ The longest chain is then: {chain + ESP: 1,024 images}.""",
   {it writes} for as long as the run goes on: most of the column "written". *Change:* longer pauses for large states
   (`checkpoint_seconds` of `runs.run`). At one failure in 30 days even 20 minutes would lose next to nothing.
 - **Results** are small: a row is about {a row}, all cells {results}. But every row is appended under a lock of the file system
-  (`flock`), and not every network file system keeps such locks between machines. *Change:* one writer for all, or a file for every run.
+  (`flock`), and not every network file system keeps such locks between machines. *Change:* one writer for all
+  (the driver of `ddlib.sweep` is one), or a file for every run.
 - **Memory** is no limit on a GPU of 80 GB: the most is {most memory} ({of most memory}), counted, without what libraries take for
   themselves.""",
 }

@@ -42,6 +42,7 @@ DATASETS: dict[str, tuple[tuple[int, int, int], int, int, int]] = {
     # 21,165 images; the paper says nothing of a split: a tenth as test set is an assumption
     "covid_cxr": ((1, 112, 112), 4, 19_048, 2_117),
 }
+REAL_CHUNK = 512                         # real images that dm.embed_real looks at together
 AUGMENT_LAUNCHES = 10                    # of an augmentation, which is drawn: about what scale, rotate and color take
 
 
@@ -73,7 +74,7 @@ class Work:
         return Work(self.operations * times, self.launches * times, self.bytes * times)
 
     def minutes(self, device: Device) -> float:
-        """Chapter 13's estimate. Steps of one kind go on one after another, so sums may be put into the maximum."""
+        """Chapter 13's estimate, of all steps together: a little less than step by step where some wait for bytes and some do not."""
         return (self.launches * device.launch + max(self.operations / device.operations, self.bytes / device.bytes)) / 60
 
 
@@ -282,7 +283,8 @@ def distilling(config: Any) -> Work:
         images = min(made, config.syn_batch or made)
         step = extra * 2 + (of("project" + chunked)(images, pieces) if config.proj_weight else of("train")(images, pieces))
         if config.dm_weight:
-            step += of("match" + chunked)(images, pieces) + of("forward")(classes * config.real_batch, math.ceil(classes / 4))
+            step += of("match" + chunked)(images, pieces) + of("forward")(
+                classes * config.real_batch, math.ceil(classes * config.real_batch / REAL_CHUNK))
         step *= config.syn_steps
     elif hasattr(config, "window"):
         images = getattr(config, "inner_patches", 0) or made
