@@ -879,8 +879,9 @@ def findings_table(found: Sequence[Finding], caption: str = "") -> tuple[Table, 
     lines = []
     for each in found:
         preset = each.preset + (f", width {each.width}" if each.width else "")
-        lines.append((each.claim.text, each.dataset, str(each.ipc), each.eval_arch, told(each.printed), told(each.measured), each.verdict,
-                      each.protocol or "-", preset or "-"))
+        borrowed = each.dataset in STAND_INS and each.printed is not None
+        lines.append((each.claim.text, each.dataset + " [2]" * borrowed, str(each.ipc), each.eval_arch, told(each.printed),
+                      told(each.measured), each.verdict, each.protocol or "-", preset or "-"))
     columns = ("claim", "dataset", "IPC", "network", "printed gain", "our gain", "verdict", "protocol", "preset")
     notes = ["gains in points ± one standard error, where deviations are printed"]
     if any(each.dataset in STAND_INS and each.printed for each in found):

@@ -433,7 +433,7 @@ chapter.answer(f"On average over the settings, the variance of the three means i
 # take it. What happens to a file with a wrong number in it?
 
 # %% tags=["hide-cell"]
-mine = folder / "mine.csv"
+mine = folder / "by-hand.csv"
 mine.unlink(missing_ok=True)
 evaluate.append_row(mine, evaluation.row(method="Random", variant="my draw", command="make run CHAPTER=14"))
 taken = papers.points([*rows, *papers.check_rows(evaluate.read_rows(mine), mine.name)])

@@ -497,6 +497,13 @@ def test_versions_of_one_gan_are_one_family():
     assert [each.measured[0] for each in papers.findings(rows, [claim]) if each.measured] == [1.0]
 
 
+def test_a_printed_gain_of_other_data_is_marked():
+    claim = next(claim for claim in papers.CLAIMS if claim.other[0] == "DiM")
+    rows = [ours(method=method, dataset=dataset) for method in ("GLD", "DiM") for dataset in ("fashion_mini", "fashion_mnist")]
+    table, _ = papers.findings_table([each for each in papers.findings(rows, [claim]) if each.measured])
+    assert {cells[1] for cells in table.rows} == {"fashion_mini [2]", "fashion_mnist"} and "a tenth" in table.footnotes[1]
+
+
 def test_verdicts_count_every_finding():
     found = papers.findings([*pair(5), *pair(0, ipc="1"), *pair(-5, dataset="mnist")], [DDPP])
     counted = papers.verdicts(found)
