@@ -55,7 +55,7 @@ $(VENV)/.book: $(VENV)/.uv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.uv pyproject.toml constraints.txt
-	$(UV) --editable '.[book,test]'
+	$(UV) --editable '.[book,test,scale]'
 	@touch $@ $(VENV)/.book
 
 run: $(VENV)/.book

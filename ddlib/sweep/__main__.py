@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ddlib import sweep
+from ddlib.sweep import driver
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     changes = {name: value for name in ("workers", "out", "results") if (value := getattr(given, name)) is not None}
     try:
-        report = sweep.run(given.grid, ray=given.ray, yes=given.yes, dry_run=given.dry_run, ask=sweep.on_terminal, **changes)
+        report = driver.run(given.grid, ray=given.ray, yes=given.yes, dry_run=given.dry_run, ask=on_terminal, **changes)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -32,6 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print(f"\n{report.text}")
     return 0 if given.dry_run else report.status
+
+
+def on_terminal(question: str) -> bool:
+    """Ask on a terminal; elsewhere nobody can answer."""
+    if not sys.stdin.isatty():
+        return False
+    return input(f"the sweep would take {question}. Go on? [y/N] ").strip().lower() in ("y", "yes")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Store:
             yield folder, self.shared
             return
         with tempfile.TemporaryDirectory(prefix="ddlib-sweep-") as scratch:
-            folder = Path(scratch, "run")
+            folder = Path(scratch, name)
             home = Path(scratch, "home") if needs else folder / "home"      # what a run trains for itself is kept with it
             sent, ended = self.fetch(name, folder), threading.Event()
             for need in needs:

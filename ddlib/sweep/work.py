@@ -149,8 +149,7 @@ def execute(task: Task, store: Store, session: str, gpus: str | None = None) -> 
                     attempt["notes"].append(f"began anew: {problem}")
                     problem = ""
             attempts.append(attempt)
-            save = lambda: files.write_text(folder / "attempts.json", json.dumps(attempts, indent=1))
-            save()
+            save_attempts(folder, attempts)
             try:
                 started = time.monotonic()
                 child(task, folder, home, lock, gpus)
@@ -158,12 +157,12 @@ def execute(task: Task, store: Store, session: str, gpus: str | None = None) -> 
                 attempt["outcome"] = "finished"
                 record |= {"state": "finished", "rows": rows, "files": digests(folder), "minutes": (time.monotonic() - started) / 60,
                            "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
-                save()
+                save_attempts(folder, attempts)
                 files.write_text(folder / "record.json", json.dumps(record, indent=1))
             except (Failed, Stopped, OSError) as error:
                 attempt["outcome"] = "interrupted" if isinstance(error, Stopped) else plain(error, folder)
-                with suppress(OSError):                          # a full disk may be what failed
-                    save()
+                with suppress(OSError):
+                    save_attempts(folder, attempts)
                 raise
     except (Failed, OSError, ValueError) as error:
         problem = attempt["outcome"] = attempt["outcome"] if attempt["outcome"] not in ("lost", "finished") else plain(error)
@@ -195,6 +194,15 @@ def load_json(path: Path, default: Any) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return default
+
+
+def save_attempts(folder: Path, attempts: list[dict[str, Any]]) -> None:
+    """Write attempts.json whole; over itself if the disk is too full for two of it, because that is what it is to say."""
+    text = json.dumps(attempts, indent=1)
+    try:
+        files.write_text(folder / "attempts.json", text)
+    except OSError:
+        (folder / "attempts.json").write_text(text)
 
 
 @contextmanager

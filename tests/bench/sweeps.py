@@ -20,17 +20,19 @@ from pathlib import Path
 os.environ.setdefault("RAY_worker_niceness", "0")                # Ray's workers would otherwise give way to everything else
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from ddlib import evaluate, runs, sweep
+from ddlib import evaluate, runs
+from ddlib.sweep import driver
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = ("sweep", "runs", "failed", "workers", "wall_minutes", "run_minutes", "rows", "equal_rows", "retries", "commit", "cores", "command")
+COLUMNS = ("sweep", "runs", "failed", "workers", "wall_minutes", "run_minutes", "rows", "equal_rows", "retries", "commit", "cores",
+           "command")
 
 
 def rows_of(path: Path) -> set[tuple[str, ...]]:
-    return {tuple(row[name] for name in evaluate.COLUMNS if name not in sweep.COSTS) for row in evaluate.read_rows(path)}
+    return {tuple(row[name] for name in evaluate.COLUMNS if name not in driver.COSTS) for row in evaluate.read_rows(path)}
 
 
-def on_cluster(grid: str, out: Path, kill: bool) -> sweep.Report:
+def on_cluster(grid: str, out: Path, kill: bool) -> driver.Report:
     """Two nodes of one CPU each; kill: the second is lost when half of the rows are there."""
     from ray.cluster_utils import Cluster
 
@@ -48,7 +50,7 @@ def on_cluster(grid: str, out: Path, kill: bool) -> sweep.Report:
     if kill:
         threading.Thread(target=watch, daemon=True).start()
     try:
-        return sweep.run(grid, ray=cluster.address, yes=True, out=str(out))
+        return driver.run(grid, ray=cluster.address, yes=True, out=str(out))
     finally:
         ended.set()
         cluster.shutdown()
@@ -65,7 +67,7 @@ def main() -> None:
         out, started = given.out / f"bench-{which}", time.monotonic()
         if out.exists():
             sys.exit(f"{out} is there: a sweep that is taken up again says nothing of its time; delete it")
-        report = (sweep.run(given.grid, yes=True, out=str(out), workers=2) if which == "here"
+        report = (driver.run(given.grid, yes=True, out=str(out), workers=2) if which == "here"
                   else on_cluster(given.grid, out, kill=which == "killed"))
         wall = (time.monotonic() - started) / 60
         print(report.text, flush=True)

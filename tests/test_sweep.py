@@ -1,0 +1,502 @@
+"""A sweep on one machine: grids are checked before anything starts, and every result is there exactly once whatever happens.
+
+Most tests replace the child's command by a script that takes a tenth of a second: what is tested is the engine around it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from ddlib import evaluate, runs
+from ddlib.methods import dm
+from ddlib.sweep import __main__, driver, grid, pools, report, work
+from ddlib.sweep.store import Store
+from ddlib.sweep.work import Task
+
+FAST = {"method": "dm", "settings": {"seed": [0, 1, 2, 3]}, "evaluate": "strict-cpu"}
+# What a method's command does as far as a sweep sees it: works in its folder, goes on from a checkpoint, leaves rows and a set.
+FAKE = f"""
+import csv, hashlib, os, pathlib, shlex, signal, subprocess, sys, time
+words = sys.argv[1:]
+name = os.path.basename(os.getcwd()).rpartition("-")[0]
+fault = pathlib.Path(os.environ["FAULTS"], name)
+print("resumed" if os.path.exists("part.txt") else "begun")
+open("part.txt", "w").write("half")
+if fault.exists():
+    kind = fault.read_text()
+    if kind != "full":
+        fault.unlink()                                           # faults happen once
+    if kind == "raise":
+        sys.exit("error: the loss became nan at step 3: lower the learning rate")
+    if kind == "hang":
+        subprocess.Popen(["sleep", "100"], start_new_session=True)           # like a notebook's kernel
+        time.sleep(100)
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "full":
+        try:
+            open("distilled.bin", "wb").write(b"0" * 300_000)
+        except OSError:
+            os.unlink("distilled.bin")                           # whole or absent, as ddlib.files writes
+            raise
+time.sleep(0.1)
+number = int(hashlib.sha256(shlex.join(words).encode()).hexdigest()[:4], 16)
+row = dict.fromkeys({evaluate.COLUMNS!r}, "") | {{
+    "method": name, "accuracy_mean": number / 1000, "protocol": "strict-cpu", "minutes": time.time(), "n": 5, "accuracy_std": 1,
+    "command": shlex.join(["python", "-m", *words[:words.index("--results") + 2]])}}
+if not os.path.exists("rows.csv"):                               # once for the same command
+    with open("rows.part", "w", newline="") as file:
+        writer = csv.DictWriter(file, {evaluate.COLUMNS!r})
+        writer.writeheader()
+        writer.writerow(row)
+    os.replace("rows.part", "rows.csv")
+open("distilled.bin", "wb").write(str(number).encode())
+os.unlink("part.txt")
+"""
+
+
+@pytest.fixture
+def faults(tmp_path, monkeypatch):
+    """Children run FAKE. Returns a function that has one of them `raise`, `hang`, `kill` itself, or fill the disk, once."""
+    script, folder = tmp_path / "fake.py", tmp_path / "faults"
+    script.write_text(FAKE)
+    folder.mkdir()
+    real = Task.command
+    monkeypatch.setenv("FAULTS", str(folder))
+    monkeypatch.setattr(Task, "command", lambda self, where: [sys.executable, str(script), *real(self, where)[2:]])
+    return lambda run, kind: (folder / run).write_text(kind)
+
+
+def read(tmp_path: Path, *entries: dict, **keys) -> grid.Grid:
+    return grid.read({"name": "test", "out": str(tmp_path / "out"), "runs": list(entries) or [FAST], **keys})
+
+
+def start(tmp_path: Path, *entries: dict, **keys) -> driver.Report:
+    return driver.run({"name": "test", "out": str(tmp_path / "out"), "workers": 2, "runs": list(entries) or [FAST], **keys})
+
+
+def results(tmp_path: Path) -> list[tuple[str, ...]]:
+    """The rows there are, without what they cost."""
+    return sorted(tuple(row[name] for name in evaluate.COLUMNS if name not in driver.COSTS)
+                  for row in evaluate.read_rows(tmp_path / "out" / "measured.csv"))
+
+
+def log(tmp_path: Path, run: str) -> str:
+    (path,) = (tmp_path / "out").glob(f"{run}-????????/log.txt")
+    return path.read_text()
+
+
+def working_in(folder: Path) -> list[int]:
+    """The processes whose working directory is below a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(entry / "cwd").startswith(str(folder)) and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(int(entry.name))
+        except OSError:
+            pass
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ the grid
+
+@pytest.mark.parametrize(("entry", "problem"), [
+    ({"method": "dmm"}, r"entry 1 of runs: unknown method 'dmm'; choose from cgan, ddpp"),
+    ({"method": "dm", "preset": "tny"}, r"DM has no preset 'tny'; choose from .*tiny"),
+    ({"method": "dm", "settings": {"stps": 3}}, r"DM has no setting 'stps'; it has dataset, ipc"),
+    ({"method": "dm", "settings": {"steps": "many"}}, r"DM's steps must be of type int, got 'many'"),
+    ({"method": "dm", "settings": {"steps": 2.5}}, r"DM's steps must be of type int, got 2.5"),
+    ({"method": "dm", "settings": {"steps": True}}, r"DM's steps must be of type int, got True"),
+    ({"method": "dm", "settings": {"steps": 0}}, r"steps, real_batch and width must be at least 1"),
+    ({"method": "dm", "settings": {"seed": []}}, r"seed is an empty list"),
+    ({"method": "dm", "settings": {"seed": [0, 0]}}, r"two runs are called 'dm.tiny.seed=0': leave one out"),
+    ({"method": "dm", "evaluate": "strickt"}, r"unknown protocol 'strickt'; choose from"),
+    ({"method": "dm", "evaluate": "strict-cpu-alpha"}, r"DM learns no step size"),
+    ({"method": "dm", "evaluate": "strict", "networks": "resnet7"}, r"unknown network 'resnet7'"),
+    ({"method": "dm", "ipcs": 3}, r"ipcs are for generators"),
+    ({"method": "mtt", "settings": {"ipc": 10_000}}, r"ipc 10000 is more than"),
+    ({"method": "dm", "setting": {}}, r"has no key 'setting'; it has name"),
+    ({"method": "dm", "resources": {"cpus": 0}}, r"cpus must be at least 1, got 0"),
+    ({"method": "dm", "resources": {"cpus": "two"}}, r"cpus must be a whole number, got 'two'"),
+    ({"method": "dm", "resources": {"ram": 2}}, r"resources has no key 'ram'; it has cpus"),
+    ({"method": "dm", "chapter": "03"}, r"either `method` or `chapter`"),
+    ({"settings": {}}, r"either `method` or `chapter`"),
+    ({"chapter": "99_nothing"}, r"unknown chapter '99_nothing'; choose from 00_quickstart"),
+    ({"chapter": "03", "parameters": {"ipcs": 1}}, r"03_distribution_matching has no parameter 'ipcs'; it has"),
+    ({"chapter": "03", "parameters": {"ipc": "one"}}, r"parameter ipc must be of type int, got 'one'"),
+    ({"chapter": "03", "preset": "huge"}, r"DM has no preset 'huge'; choose from"),
+    ({"chapter": "10", "preset": "huge"}, r"10_cross_architecture has no preset 'huge'; choose from tiny, cpu, full"),
+    ({"chapter": "03", "parameters": {"out": "x"}}, r"'out' is no parameter to give here"),
+    ({"chapter": "00", "parameters": {"dataset": "fasion"}}, r"unknown dataset 'fasion'; choose from"),
+])
+def test_a_bad_entry_is_answered_in_one_sentence_before_anything_starts(tmp_path, entry, problem):
+    with pytest.raises(ValueError, match=problem):
+        start(tmp_path, entry)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("keys", "problem"), [
+    ({"runs": []}, "the grid has no runs"),
+    ({"workrs": 2}, "the grid has no key 'workrs'; it has name"),
+    ({"workers": "2"}, "workers must be a whole number, got '2'"),
+    ({"workers": -1}, "workers must be at least 0, got -1"),
+    ({"limits": {"hours": 1}}, "limits has no key 'hours'; it has minutes"),
+    ({"out": "nothing://x"}, "Protocol not known: nothing"),
+])
+def test_a_bad_grid_is_answered_in_one_sentence(tmp_path, keys, problem):
+    with pytest.raises(ValueError, match=problem):
+        read(tmp_path, **keys)
+
+
+def test_a_file_that_is_no_grid_is_answered_in_one_sentence(tmp_path, capsys):
+    for text, problem in (("runs: [", "is no YAML"), ("- 1", "must hold a mapping"), ("", "must hold a mapping")):
+        (tmp_path / "bad.yaml").write_text(text)
+        assert __main__.main([str(tmp_path / "bad.yaml")]) == 2
+        error = capsys.readouterr().err
+        assert problem in error and error.count("\n") == 1
+    assert __main__.main([str(tmp_path / "missing.yaml")]) == 2
+
+
+def test_names_tell_what_was_chosen_and_stay_what_they_are_when_a_grid_grows(tmp_path):
+    small = read(tmp_path, {"method": "dm", "settings": {"ipc": 1, "seed": [0, 1]}})
+    large = read(tmp_path, {"method": ["podd", "dm"], "preset": ["cpu", "tiny"], "settings": {"seed": [2, 1, 0], "ipc": 1}})
+    assert [run.task.name for run in small.runs] == ["dm.tiny.ipc=1,seed=0", "dm.tiny.ipc=1,seed=1"]
+    assert len({run.task.name for run in large.runs}) == len(large.runs) == 12
+    assert {run.task.folder for run in small.runs} < {run.task.folder for run in large.runs}
+
+
+def test_what_decides_a_result_decides_its_identity_and_nothing_else_does(tmp_path, monkeypatch):
+    entry = {"method": "dm", "settings": {"seed": 0}, "evaluate": "strict-cpu"}
+    identity = lambda *changes: read(tmp_path, entry | dict(changes)).runs[0].task.identity
+    first = identity()
+    assert identity(("resources", {"cpus": 2, "memory_gb": 1}), ("retries", 5), ("name", "other")) == first
+    different = [identity(("settings", {"seed": 1})), identity(("evaluate", "strict")), identity(("networks", "convnet3:8")),
+                 identity(("settings", {"seed": 0, "dataset": "fashion_mini"}))]
+    monkeypatch.setattr(grid, "code_version", lambda chapter="": "another")
+    assert len({first, *different, identity()}) == 6
+
+
+def test_the_code_version_changes_with_any_file_of_the_package_and_a_chapter(tmp_path, monkeypatch):
+    package = tmp_path / "ddlib"
+    shutil.copytree(work.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "03_x.ipynb").write_text("{}")
+    monkeypatch.setattr(work, "PACKAGE", package)
+    before = work.code_version(), work.code_version("03_x")
+    (tmp_path / "notebooks" / "03_x.ipynb").write_text("{ }")
+    assert work.code_version() == before[0] and work.code_version("03_x") != before[1]
+    (package / "methods" / "dm.py").write_text((package / "methods" / "dm.py").read_text() + "\n")
+    assert work.code_version() != before[0]
+
+
+def test_experts_and_gans_are_tasks_that_runs_share(tmp_path):
+    made = read(tmp_path, {"method": ["mtt", "ddpp"], "settings": {"seed": [0, 1]}}, {"method": ["skd", "gld"]}, {"method": "dm"})
+    kinds = [run.task.kind for run in made.first.values()]
+    assert sorted(kinds) == ["expert", "expert", "gan"]          # two experts in the tiny buffer
+    assert [len(run.task.needs) for run in made.runs] == [2, 2, 2, 2, 1, 1, 0]
+    more = read(tmp_path, {"method": "mtt", "settings": {"num_experts": 3}})
+    assert made.first.keys() & more.first.keys() == set(list(more.first)[:2])
+
+
+def test_the_example_grid_has_thirty_runs_of_five_methods():
+    example = grid.read(ROOT / "book" / "sweeps" / "five-methods.yaml")
+    assert len(example.runs) == 30
+    assert {run.method for run in example.runs} == {"SKD", "GLD", "DDPP", "ESP", "PoDD"}
+
+
+def test_a_chapter_is_executed_by_its_own_command_with_its_rows_in_the_folder(tmp_path):
+    (run,) = read(tmp_path, {"chapter": "03", "preset": "tiny", "parameters": {"ipc": 1}}).runs
+    assert run.task.shown == "python -m ddlib.chapter 03_distribution_matching -p preset tiny -p ipc 1"
+    assert run.task.command(Path("/x"))[-5:] == ["-p", "results", "/x/rows.csv", "--out", "/x"]
+    assert run.task.name == "03_distribution_matching.ipc=1,preset=tiny"
+
+
+# --------------------------------------------------------------------------------------- finished, resumed, tried again
+
+def test_every_row_arrives_once_with_a_command_that_a_reader_can_type(tmp_path, faults):
+    found = start(tmp_path)
+    assert found.status == 0 and not found.happened
+    rows = evaluate.read_rows(tmp_path / "out" / "measured.csv")
+    assert [row["command"] for row in sorted(rows, key=lambda row: row["command"])] == [
+        f"python -m ddlib.methods.dm --preset tiny --seed {seed} --evaluate strict-cpu" for seed in range(4)]
+
+
+def test_a_finished_run_is_recognised_and_not_run_again(tmp_path, faults):
+    start(tmp_path)
+    before = results(tmp_path)
+    found = start(tmp_path, FAST | {"settings": {"seed": [3, 2, 1, 0, 4]}})
+    assert found.text.count("finished before") == 4
+    assert log(tmp_path, "dm.tiny.seed=0").count("begun") == 1
+    assert len(results(tmp_path)) == 5 and set(before) < set(results(tmp_path))
+
+
+def test_rows_that_the_results_file_lost_are_rebuilt_and_foreign_ones_kept(tmp_path, faults):
+    start(tmp_path)
+    before, path = results(tmp_path), tmp_path / "out" / "measured.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    foreign = dict.fromkeys(evaluate.COLUMNS, "x")
+    path.write_text("".join(lines[:2]) + lines[3][:20])          # torn in mid-line
+    evaluate.append_row(path, foreign)
+    start(tmp_path)
+    assert results(tmp_path) == sorted([*before, ("x",) * (len(evaluate.COLUMNS) - len(driver.COSTS))])
+
+
+@pytest.mark.parametrize("harm", ["artifact", "record"])
+def test_a_finished_run_whose_files_changed_is_said_and_run_again(tmp_path, faults, capsys, harm):
+    start(tmp_path)
+    before = results(tmp_path)
+    (folder,) = (tmp_path / "out").glob("dm.tiny.seed=0-????????")
+    if harm == "artifact":
+        (folder / "distilled.bin").write_text("other")
+    else:
+        (folder / "record.json").write_text((folder / "record.json").read_text()[:50])
+    found = start(tmp_path)
+    reason = "distilled.bin changed after it was finished" if harm == "artifact" else "its record is damaged"
+    assert f"dm.tiny.seed=0 is run again: {reason}" in capsys.readouterr().out
+    assert found.status == 0 and results(tmp_path) == before
+    assert log(tmp_path, "dm.tiny.seed=0").count("begun") == 2 and log(tmp_path, "dm.tiny.seed=1").count("begun") == 1
+
+
+def test_a_run_that_fails_is_named_with_its_reason_and_log_while_the_others_go_on(tmp_path, faults):
+    faults("dm.tiny.seed=1", "raise")
+    found = start(tmp_path, retries=0)
+    assert found.status == 1 and found.failed == ["dm.tiny.seed=1"] and len(results(tmp_path)) == 3
+    assert "dm.tiny.seed=1: the loss became nan at step 3: lower the learning rate" in found.text
+    (path,) = [line.strip() for line in found.text.splitlines() if line.endswith("log.txt")]
+    assert "lower the learning rate" in Path(path).read_text()
+    assert start(tmp_path).status == 0 and len(results(tmp_path)) == 4
+    assert "resumed" in log(tmp_path, "dm.tiny.seed=1")
+
+
+def test_failed_runs_are_retried_as_asked(tmp_path, faults):
+    undisturbed = start(tmp_path) and results(tmp_path)
+    shutil.rmtree(tmp_path / "out")
+    faults("dm.tiny.seed=1", "raise")
+    faults("dm.tiny.seed=2", "kill")
+    found = start(tmp_path, retries=1)
+    assert found.status == 0 and results(tmp_path) == undisturbed
+    assert any("seed=1: failed on" in line and "it was tried again" in line for line in found.happened)
+    assert any("seed=2: failed on" in line and "SIGKILL, most often for want of memory" in line for line in found.happened)
+
+
+def test_a_run_past_its_time_limit_is_stopped_with_all_that_it_started(tmp_path, faults, monkeypatch):
+    monkeypatch.setattr(work, "GRACE_SECONDS", 0.5)
+    faults("dm.tiny.seed=1", "hang")
+    found = start(tmp_path, timeout_minutes=1.5 / 60, retries=1)
+    assert found.status == 0 and len(results(tmp_path)) == 4
+    assert any("ran past its limit of 0.025 minutes" in line for line in found.happened)
+    assert not working_in(tmp_path)
+
+
+def forked(work_: object) -> int:
+    """The number of a copy of this process that does `work_` and ends with its status."""
+    if pid := os.fork():
+        return pid
+    try:
+        torch.set_num_threads(1)                                 # threads do not survive a fork
+        os.setpgid(0, 0)
+        os._exit(work_())
+    finally:
+        os._exit(99)
+
+
+def test_a_driver_killed_at_random_moments_loses_nothing_and_doubles_nothing(tmp_path, faults, capfd):
+    entry = FAST | {"settings": {"seed": list(range(8))}}
+    undisturbed = start(tmp_path, entry) and results(tmp_path)
+    shutil.rmtree(tmp_path / "out")
+    rng = random.Random(0)
+    for _ in range(6):
+        pid = forked(lambda: start(tmp_path, entry).status)
+        time.sleep(rng.uniform(0.05, 0.9))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert start(tmp_path, entry).status == 0
+    assert results(tmp_path) == undisturbed
+    assert not working_in(tmp_path)
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_an_interrupted_sweep_ends_its_children_and_says_how_to_go_on(tmp_path, faults, capfd):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"runs": [FAST], "out": str(tmp_path / "out")}))
+    for seed in range(4):
+        faults(f"dm.tiny.seed={seed}", "hang")
+    command = [str(tmp_path / "grid.yaml"), "--workers", "4"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        pid = forked(lambda: __main__.main(command))
+        while not working_in(tmp_path / "out"):
+            time.sleep(0.05)
+        os.kill(pid, number)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+        assert "the same command goes on from here" in capfd.readouterr().err
+        assert not working_in(tmp_path)
+    shutil.rmtree(tmp_path / "faults")
+    (tmp_path / "faults").mkdir()
+    assert __main__.main(command) == 0 and len(results(tmp_path)) == 4
+
+
+def test_exit_statuses_tell_what_became_of_a_sweep(tmp_path, faults, capsys):
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"runs": [FAST], "out": str(tmp_path / "out"), "retries": 0}))
+    assert __main__.main([str(path), "--dry-run"]) == 0 and not results(tmp_path)
+    faults("dm.tiny.seed=1", "raise")
+    assert __main__.main([str(path)]) == 1
+    assert __main__.main([str(path)]) == 0
+    path.write_text("runs: [{method: nothing}]")
+    assert __main__.main([str(path)]) == 2
+    assert "error: entry 1 of runs: unknown method 'nothing'" in capsys.readouterr().err
+
+
+def test_two_sweeps_do_not_work_in_one_folder(tmp_path, faults):
+    with runs.alone(tmp_path / "out"), pytest.raises(ValueError, match="another process is working in"):
+        start(tmp_path)
+
+
+def test_a_full_disk_fails_one_run_clearly_and_a_start_with_room_finishes_it(tmp_path, faults):
+    disk = tmp_path / "out"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("NO TMPFS: mounting one is not allowed here; a full disk was not tried")
+    try:
+        faults("dm.tiny.seed=1", "full")
+        (disk / "ballast").write_bytes(b"0" * 120_000)
+        found = start(tmp_path, retries=0, workers=1)
+        assert found.failed == ["dm.tiny.seed=1"] and "is full: make room and start the sweep again" in found.text
+        assert len(results(tmp_path)) == 3
+        (disk / "ballast").unlink()
+        assert start(tmp_path, retries=0).status == 0 and len(results(tmp_path)) == 4
+        for record in disk.glob("*/record.json"):
+            assert json.loads(record.read_text())["state"] == "finished"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# ------------------------------------------------------------------------------------------------- methods as they are
+
+def test_runs_of_a_method_resume_and_begin_anew_after_damage_with_the_same_bits(tmp_path):
+    entry = {"method": "dm", "settings": {"seed": [0, 1]}}
+    made = read(tmp_path, entry)
+    toy = grid.dataset("toy")
+    for run in made.runs:
+        runs.run(dm, run.config, tmp_path / "whole" / str(run.config.seed), real=toy, device="cpu")
+        runs.run(dm, run.config, tmp_path / "out" / run.task.folder, real=toy, device="cpu", minutes=1e-9)
+    checkpoints = [tmp_path / "out" / run.task.folder / "checkpoint.safetensors" for run in made.runs]
+    damaged = bytearray(checkpoints[1].read_bytes())
+    damaged[-20] ^= 1
+    checkpoints[1].write_bytes(damaged)
+    found = start(tmp_path, entry)
+    assert found.status == 0
+    (line,) = found.happened
+    assert line.startswith("dm.tiny.seed=1: began anew: checkpoint.safetensors was altered")
+    for run in made.runs:
+        ours, whole = tmp_path / "out" / run.task.folder, tmp_path / "whole" / str(run.config.seed)
+        assert all((ours / name).read_bytes() == (whole / name).read_bytes() for name in ("distilled.safetensors", "metrics.csv"))
+
+
+# ------------------------------------------------------------------------------------------------------------- storage
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_sweep_at_an_address_gives_what_one_in_a_folder_gives(tmp_path, faults, kind, monkeypatch):
+    monkeypatch.setenv("DDLIB_RUNS", str(tmp_path / "runs"))
+    undisturbed = start(tmp_path) and results(tmp_path)
+    address = f"memory://{tmp_path.name}" if kind == "memory" else f"file://{tmp_path / 'far'}"
+    faults("dm.tiny.seed=1", "kill")
+    found = start(tmp_path, out=address, results=str(tmp_path / "far.csv"))
+    assert found.status == 0
+    (tmp_path / "far.csv").replace(tmp_path / "out" / "measured.csv")
+    assert results(tmp_path) == undisturbed
+    folder = next(run.task.folder for run in found.grid.runs if run.task.name == "dm.tiny.seed=1")
+    assert b"resumed" in found.grid.store.read(folder, "log.txt")           # elsewhere, from what was sent
+    assert found.grid.store.read(folder, "part.txt") is None
+    assert start(tmp_path, out=address, results=str(tmp_path / "far.csv")).text.count("finished before") == 4
+
+
+def test_a_store_sends_a_checkpoint_after_its_metrics_and_the_record_last(tmp_path, monkeypatch):
+    store, sent = Store(f"file://{tmp_path / 'far'}"), []
+    put = type(store.fs).put_file
+    monkeypatch.setattr(type(store.fs), "put_file", lambda self, path, target: (sent.append(Path(target).name), put(self, path, target)))
+    with store.open("run") as (folder, _):
+        for name in ("record.json", "checkpoint.safetensors", "metrics.csv"):
+            (folder / name).write_text(name)
+    assert sent == ["metrics.csv", "checkpoint.safetensors", "record.json"]
+
+
+# ----------------------------------------------------------------------------------------------------- what it will take
+
+def row(**values: object) -> dict[str, str]:
+    base = {"dataset": "toy", "method": "DM", "preset": "tiny", "ipc": "1", "minutes": "2", "peak_mb": "1000", "budget_scalars": "1024",
+            "command": "python -m ddlib.methods.dm --preset tiny"}
+    return dict.fromkeys(evaluate.COLUMNS, "") | base | {name: str(value) for name, value in values.items()}
+
+
+def test_minutes_are_estimated_from_rows_of_the_same_preset_by_steps_and_budget(tmp_path):
+    one, other = read(tmp_path, {"method": "dm", "settings": {"steps": 60}}, {"method": "dm", "settings": {"ipc": 2}}).runs
+    rows = [row(), row(minutes=4, command="dm --steps 12"), row(ipc=2, minutes=7), row(preset="cpu", minutes=99), row(method="MTT")]
+    assert report.estimate(one, rows).minutes == pytest.approx(20)          # six steps in 2 minutes, 12 in 4: 60 in 20
+    assert report.estimate(other, rows).minutes == pytest.approx(7)
+    assert report.estimate(one, []).minutes is None
+
+
+def test_where_no_row_tells_it_is_said_and_nothing_invented(tmp_path):
+    made = read(tmp_path)
+    assert str(report.plan(made.runs, [], [], [], 2)) == "4 runs, 0 of them finished before: no row to estimate 4 of them from"
+    told = str(report.plan(made.runs, [], ["dm.tiny.seed=0"], [row()], 2))
+    assert told.startswith("4 runs, 1 of them finished before: about 3 minutes, 2.1 GB of memory and 0.00 GB of disk")
+
+
+def test_beyond_a_limit_it_asks_and_nobody_to_ask_means_no(tmp_path, faults, monkeypatch):
+    monkeypatch.setattr(evaluate, "read_rows", lambda path=None: [row()] if path is None else [])
+    limits = {"name": "test", "out": str(tmp_path / "out"), "runs": [FAST], "limits": {"minutes": 1}, "workers": 2}
+    with pytest.raises(ValueError, match=r"would take 4.0 minutes \(limit 1\): raise the limit, or say --yes"):
+        driver.run(limits)
+    asked = []
+    with pytest.raises(ValueError):
+        driver.run(limits, ask=lambda question: asked.append(question))
+    assert asked == ["4.0 minutes (limit 1)"] and not list((tmp_path / "out").glob("dm*"))
+    assert driver.run(limits, yes=True).status == 0
+
+
+def test_progress_counts_what_is_done_running_failed_and_left(capsys):
+    progress = report.Progress(4, 2, {"b": 3.0})
+    tasks = {name: Task(name=name, kind="method", words=(), identity="", code="") for name in "abcd"}
+    progress.ended(tasks["a"], {"state": "finished", "minutes": 1.0, "rows": []})
+    progress.ended(tasks["b"], {"state": "failed", "minutes": 1.0, "rows": [], "error": "no"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("[1 of 4 done, 2 running, 0 failed, about 2.5 min left]")       # (3 + 2 of a mean of 1) / 2
+    assert lines[1] == "[1 of 4 done, 2 running, 1 failed, about 1.0 min left]  b: FAILED: no"
+
+
+def test_workers_are_as_many_as_cores_and_memory_allow(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    task = lambda **values: Task(name="a", kind="method", words=(), identity="", code="", **values)
+    store = Store(str(tmp_path))
+    assert pools.Here(store, "", [task(cpus=2), task()]).workers == 4
+    assert pools.Here(store, "", [task(memory_gb=1e9)]).workers == 1
+    assert pools.Here(store, "", [task()], workers=3).workers == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert pools.Here(store, "", [task(gpus=1)]).workers == 3
+    assert [pools.share(slot, 1) for slot in range(3)] == ["4", "5", "6"] and pools.share(0, 0) == ""
+    assert [pools.share(slot, 0.5) for slot in range(4)] == ["4", "4", "5", "5"]
+    with pytest.raises(ValueError, match="wants 4 GPUs and this machine has 3"):
+        pools.Here(store, "", [task(gpus=4)])
+
+
+def test_rows_are_appended_only_if_they_differ_in_more_than_their_costs(tmp_path):
+    path = tmp_path / "rows.csv"
+    assert driver.publish(path, [row(), row(minutes=9), row(accuracy_mean=1)]) == 2
+    assert driver.publish(path, [row(peak_mb=3), row(accuracy_mean=2)]) == 1
+    with open(path, newline="") as file:
+        assert len(list(csv.DictReader(file))) == 3

@@ -1,0 +1,237 @@
+"""A sweep on a simulated cluster of two nodes, with every fault there is: it finishes with the results of an undisturbed one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddlib import evaluate, experts, runs
+from ddlib.methods import dm, main
+from ddlib.sweep import __main__, driver, grid, pools, work
+
+ray = pytest.importorskip("ray", reason="NO RAY: sweeps on a cluster were not tried; install the extra scale")
+
+SEEDS = {"worker": 0, "node": 1, "raise": 2, "hang": 3, "checkpoint": 4, "disk": 5}
+RUNS = [
+    {"method": "dm", "settings": {"seed": [SEEDS[kind] for kind in ("worker", "node", "raise", "checkpoint")]}, "evaluate": "strict-cpu"},
+    {"method": "dm", "settings": {"seed": SEEDS["hang"]}, "evaluate": "strict-cpu", "timeout_minutes": 0.75},
+    {"method": "dm", "settings": {"seed": SEEDS["disk"]}, "evaluate": "strict-cpu", "retries": 40},
+    {"method": "mtt"},
+]
+# Every Python starts with this: the first child of one run fails.
+RAISES = """
+import os
+flag = os.path.join(os.environ["FAULTS"], os.path.basename(os.getcwd()).rpartition("-")[0])
+if os.path.exists(flag) and os.path.exists("log.txt"):
+    os.unlink(flag)
+    os.write(1, b"error: the loss became nan at step 3: lower the learning rate\\n")
+    os._exit(1)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Any]:
+    """A head node of two CPUs and a second node of one."""
+    from ray.cluster_utils import Cluster
+
+    shim = tmp_path_factory.mktemp("shim")
+    (shim / "sitecustomize.py").write_text(RAISES)
+    changes = {"FAULTS": str(shim), "PYTHONPATH": os.pathsep.join(filter(None, [str(shim), os.environ.get("PYTHONPATH")])),
+               "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in changes.items():
+            patch.setenv(name, value)
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20})
+        made.faults = shim
+        try:
+            yield made
+        finally:
+            made.shutdown()
+
+
+def dm_run(made: grid.Grid, kind: str) -> grid.Run:
+    return next(run for run in made.runs if run.task.name == f"dm.tiny.seed={SEEDS[kind]}")
+
+
+def undisturbed(run: grid.Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The rows that the run's command gives in this process; its files are in `folder`."""
+    folder.mkdir(parents=True)
+    words = run.task.command(folder)[2:]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", words)
+    assert main(importlib.import_module(words[0])) == 0
+    return work.read_rows(run.task, folder)
+
+
+def kept(rows: list[dict[str, str]]) -> list[tuple[str, ...]]:
+    return sorted(tuple(row[name] for name in evaluate.COLUMNS if name not in driver.COSTS) for row in rows)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """The processes that work in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(entry / "cwd") == str(folder):
+                found.append(int(entry.name))
+        except OSError:
+            pass
+    return found
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+class Saboteur(threading.Thread):
+    """Does each harm once, as soon as it can be done."""
+
+    def __init__(self, **harms: Callable[[], bool]):
+        super().__init__(daemon=True)
+        self.harms, self.done, self.ended = harms, [], threading.Event()
+
+    def run(self) -> None:
+        while self.harms and not self.ended.wait(0.1):
+            for name, harm in list(self.harms.items()):
+                if harm():
+                    self.done.append(name)
+                    del self.harms[name]
+
+
+def test_a_sweep_survives_every_fault_with_the_results_of_an_undisturbed_one(cluster, tmp_path, monkeypatch):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    source = {"name": "faults", "out": str(out), "runs": RUNS, "retries": 1}
+    made = grid.read(source)
+    monkeypatch.setenv("DDLIB_RUNS", str(whole / "shared"))
+    expected = {run.task.name: undisturbed(run, whole / run.task.name, monkeypatch) for run in made.runs}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DDLIB_RUNS")
+    folders = {kind: out / dm_run(made, kind).task.folder for kind in SEEDS}
+
+    (cluster.faults / f"dm.tiny.seed={SEEDS['raise']}").touch()
+    # a checkpoint from an earlier day, altered since
+    begun = dm_run(made, "checkpoint")
+    runs.run(dm, begun.config, folders["checkpoint"], real=grid.dataset("toy"), device="cpu", minutes=1e-9)
+    checkpoint = bytearray((folders["checkpoint"] / "checkpoint.safetensors").read_bytes())
+    checkpoint[-20] ^= 1
+    (folders["checkpoint"] / "checkpoint.safetensors").write_bytes(checkpoint)
+    # the disk of one run is full from the start
+    folders["disk"].mkdir(parents=True)
+    small = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folders["disk"])]
+    mounted = subprocess.run(small, capture_output=True).returncode == 0
+    second = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+
+    def kill_worker() -> bool:
+        children = processes_in(folders["worker"]) if (folders["worker"] / "config.json").is_file() else []
+        for pid in children[:1]:
+            os.kill(parent(pid), signal.SIGKILL)
+        return bool(children)
+
+    def hang() -> bool:
+        children = processes_in(folders["hang"]) if (folders["hang"] / "config.json").is_file() else []
+        for pid in children:
+            os.kill(pid, signal.SIGSTOP)
+        return bool(children)
+
+    def kill_node() -> bool:
+        for path in out.glob("*/attempts.json"):
+            latest = (work.load_json(path, []) or [{"node": "", "outcome": ""}])[-1]
+            running = latest["outcome"] == "lost" and second.node_id.startswith(latest["node"])
+            if running and (path.parent / "config.json").is_file() and path.parent not in (folders["worker"], folders["hang"]):
+                cluster.remove_node(second, allow_graceful=False)
+                return True
+        return False
+
+    def make_room() -> bool:
+        attempts = work.load_json(folders["disk"] / "attempts.json", [])
+        if full := any("is full" in attempt["outcome"] for attempt in attempts):
+            subprocess.run(["mount", "-o", "remount,size=10m", str(folders["disk"])], check=True)
+        return full
+
+    saboteur = Saboteur(worker=kill_worker, hang=hang, node=kill_node, **({"disk": make_room} if mounted else {}))
+    saboteur.start()
+    try:
+        found = driver.run(source, ray=cluster.address)
+        print(found.text)
+        assert found.status == 0, found.text
+        assert sorted(saboteur.done) == sorted(["worker", "hang", "node", *(["disk"] if mounted else [])])
+        rows = evaluate.read_rows(out / "measured.csv")
+        assert kept(rows) == kept([row for each in expected.values() for row in each])
+        for run in made.runs:
+            for name in ("distilled.safetensors", "metrics.csv"):
+                assert (out / run.task.folder / name).read_bytes() == (whole / run.task.name / name).read_bytes(), (run.task.name, name)
+        told = "\n".join(found.happened)
+        assert f"node {second.node_id[:8]} (" in told and "was lost; its runs went on elsewhere" in told
+        assert f"seed={SEEDS['worker']}: its worker on" in told
+        assert f"its worker on {second.node_id[:8]} was lost; it was taken up again" in told
+        assert "(the loss became nan at step 3: lower the learning rate); it was tried again" in told
+        assert "ran past its limit of 0.75 minutes" in told
+        assert f"seed={SEEDS['checkpoint']}: began anew: checkpoint.safetensors was altered" in told
+        assert not mounted or "is full: make room" in told
+        assert [run.task.kind for run in made.first.values()] == ["expert", "expert"]          # one task an expert
+        assert all(found.records[name]["state"] == "finished" for name in made.first)
+        assert experts.open_buffer(next((out / "shared" / "experts").iterdir())).num_experts == 2
+        again = driver.run(source)                               # and the same without Ray: nothing is left
+        assert again.text.count("finished before") == len(made.runs)
+        assert not [pid for folder in out.iterdir() for pid in processes_in(folder)]
+    finally:
+        saboteur.ended.set()
+        saboteur.join()
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folders["disk"])], check=True)
+    if not mounted:
+        pytest.skip("NO TMPFS: mounting one is not allowed here; all faults but a full disk were survived")
+
+
+@pytest.mark.parametrize("kind", ["another", "none"])
+def test_a_node_with_another_ddlib_or_none_is_named_before_anything_starts(cluster, tmp_path, monkeypatch, kind):
+    package = tmp_path / "node" / "ddlib"
+    shutil.copytree(work.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    with open(package / "__init__.py", "a") as file:
+        file.write("\n" if kind == "another" else "raise ImportError('no module named ddlib')\n")
+    monkeypatch.chdir(tmp_path)                                  # a worker looks where its driver was started, too
+    node = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, env_vars={"PYTHONPATH": str(package.parent)})
+    try:
+        with pytest.raises(ValueError, match=rf"node {node.node_id[:8]} \(.*\) " + (
+                r"has ddlib \w+ and this machine \w+: bring both" if kind == "another" else "cannot import ddlib .*: install it there")):
+            driver.run({"name": "x", "out": str(tmp_path / "out"), "runs": [{"method": "dm"}]}, ray=cluster.address)
+        assert not list((tmp_path / "out").glob("dm*"))
+    finally:
+        cluster.remove_node(node)
+
+
+def test_more_than_any_node_has_is_refused_where_ray_would_wait_for_ever(cluster, tmp_path):
+    with pytest.raises(ValueError, match="a run wants 64 CPUs and no node has more than 2"):
+        driver.run({"name": "x", "out": str(tmp_path / "out"), "runs": [{"method": "dm", "resources": {"cpus": 64}}]}, ray=cluster.address)
+
+
+def test_an_unreachable_cluster_is_one_sentence_at_once(tmp_path, capsys):
+    path = tmp_path / "grid.yaml"
+    path.write_text(f"out: {tmp_path / 'out'}\nruns: [{{method: dm}}]\n")
+    began = time.monotonic()
+    assert __main__.main([str(path), "--ray", "127.0.0.1:1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: nobody answers at 127.0.0.1:1") and "--ray local" in error and error.count("\n") == 1
+    assert time.monotonic() - began < 20
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'pip install "ddlib\[scale\]"'):
+        driver.run({"name": "x", "out": str(tmp_path / "out"), "runs": [{"method": "dm"}]}, ray="local")
+
+
+def test_an_address_that_workers_cannot_see_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="workers do not see memory://x"):
+        pools.OnRay(work.Store("memory://x"), "", [], "local")
