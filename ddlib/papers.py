@@ -859,17 +859,21 @@ def verdicts(found: Sequence[Finding]) -> Table:
     lines, notes = [], []
     for claim in dict.fromkeys(finding.claim for finding in found):
         about = [finding for finding in found if finding.claim == claim]
-        printed = [gained for gained, _ in printed_gains(claim).values()]
+        gains = printed_gains(claim).values()
+        printed = [gained for gained, _ in gains]
+        clear = str(sum(gained > 2 * error for gained, error in gains)) if all(error for _, error in gains) else "?"
         ours = [finding.measured[0] for finding in about if finding.measured]
         span = lambda values: " to ".join(dict.fromkeys(f"{each:+.1f}" for each in (min(values), max(values)))) if values else "-"
         states = [finding.verdict for finding in about]
-        lines.append((claim.text, *(str(states.count(verdict)) for verdict in VERDICTS), span(ours), span(printed), str(len(printed))))
+        lines.append((claim.text, *(str(states.count(verdict)) for verdict in VERDICTS), span(ours), span(printed),
+                      f"{clear} of {len(printed)}"))
     notes.append("holds, open, does not hold: comparisons of two of our rows, by dataset, IPC, network and protocol; "
                  "open means within two standard errors of no difference")
-    notes.append("not run: printed places of which we have no pair of rows")
+    notes.append("not run: printed places of which we have no pair of rows; clear in print: gains beyond two standard errors, "
+                 "? where deviations are not printed")
     if any(finding.claim.below_one for finding in found):
         notes.append("0.x: less than one image per class, against one")
-    columns = ("claim", *VERDICTS, "our gains", "printed gains", "printed")
+    columns = ("claim", *VERDICTS, "our gains", "printed gains", "clear in print")
     return Table(columns, tuple(lines), tuple(notes), "The signs of the papers' claims", frozenset(columns[1:]))
 
 

@@ -254,7 +254,8 @@ if cifar is not None:
 
 # %% [markdown]
 # DM, MTT and DDPP have kept the photographs that they began with and drawn over them; KFS and ESP are soft, because a decoder is;
-# what generators make could be photographs, and teaches ten images' worth of them. A row of accuracies says nothing of this.
+# what generators make could be photographs, and ten of them teach what ten photographs do. Posters began as noise and look like it. A row
+# of accuracies says nothing of this.
 #
 # **Other networks.** All of the above is about ConvNet-3, on which most of the sets were made. These are all rows of other test networks.
 # *Kept* is the share of the advantage over Random photographs that is left when ConvNet-3 is left (chapter 10 explains why photographs
@@ -326,14 +327,15 @@ for name, figure in {"cost": cost_figure, "sets": sets_figure, "posters": poster
 #
 # 1. *Accuracies as such.* The first table counts the cells with a row of the published settings. Where at least the protocol is the
 #    paper's, generators on digits and clothes come closest to print; on CIFAR-10 every row is far below. We see no riddle in this:
-#    narrower networks, a small fraction of the updates, and no run on CIFAR-10 that was near its end.
-# 2. *DDPP over MTT: open, and behind on one network of ten places.* In print the gain is often no larger than its own error, in ours
-#    nearly always smaller. With so few experts and updates the rule may remove little that matters. Chapter 5's ablation, three
-#    distillations each, could not tell $\epsilon=0.1$ from nothing either. A gain of 0.2 points under a spread of 1 needs hundreds of
-#    networks, and many distillations.
+#    often narrower networks, always a small fraction of the updates, and no run on CIFAR-10 that was near its end.
+# 2. *DDPP over MTT: open, and behind on one network of ten places.* In print the gain on CIFAR-10 with ConvNet-3 is a few tenths of a
+#    point, mostly within its own error; the larger ones are on CIFAR-100, on other networks at IPC 10 and on chest X-rays, and of none
+#    of those we have a row. With so few experts and updates as ours the rule may remove little that matters. Chapter 5's ablation,
+#    three distillations each, could not tell $\epsilon=0.1$ from nothing either. A gain of a few tenths under a spread of a point needs
+#    hundreds of networks, and many distillations.
 # 3. *ESP over KFS: partly.* Ahead on all of Fashion-MNIST, open on its tenth. *ESP over MTT* is ahead or open at one image per class, and
-#    behind at ten. There our KFS and ESP were the farthest from their end: they decode several hundred images, of which an update sees
-#    a part, and their updates are the dearest of all.
+#    behind at ten. There our KFS and ESP were the farthest from their end: they decode some three hundred images for each class, of
+#    which an update sees a part, and their updates are the dearest of all.
 # 4. *GLD and SKD over DiM: open everywhere, mostly with differences of tenths.* All start from one GAN, and our few hundred updates at a
 #    small rate move it by less than the networks differ; the control with *no* matching at all (`weight 0`, chapter 7) is as good. What
 #    we have reproduced is a GAN. Whether matching is worth a point needs the papers' number of updates.

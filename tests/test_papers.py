@@ -509,7 +509,8 @@ def test_verdicts_count_every_finding():
     counted = papers.verdicts(found)
     line = dict(zip(counted.columns, counted.rows[0], strict=True))
     assert [line[name] for name in ("holds", "open", "does not hold", "not run")] == ["1", "1", "1", "13"]
-    assert (line["claim"], line["our gains"], line["printed"]) == ("DDPP over MTT", "-5.0 to +5.0", "13")
+    assert (line["claim"], line["our gains"], line["clear in print"]) == ("DDPP over MTT", "-5.0 to +5.0", "9 of 13")
+    assert papers.verdicts(papers.findings([], papers.CLAIMS[-2:-1])).rows[0][-1] == "? of 1"              # no deviation is printed
     table, by = papers.findings_table(found)
     assert {len(values) for values in by.values()} == {len(table.rows)} == {16}
 
