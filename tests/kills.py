@@ -188,41 +188,43 @@ def doing(folder: Path, since: float) -> str:
     return "evaluating" if re.match(r"network-|rows|distilled", last.name) else "distilling"
 
 
-def run(kills: int, events: int, seed: int, methods: Sequence[str], home: Path) -> tuple[int, list[str]]:
-    """Chains over the methods in turn until there were so many kills: how many there were, and what differed or was left over."""
-    draw = random.Random(seed)
+def run(server: Lives, kills: int, events: int, seed: int, methods: Sequence[str], typed: bool = True) -> tuple[int, list[str]]:
+    """Chains over the methods in turn until there were so many kills: how many there were, and what differed or was left over.
+
+    typed: whether the last life of a method's first chain is the command as a user would type it.
+    """
+    home, draw = server.home, random.Random(seed)
     kinds = ["moment"] * kills + ["event"] * events
     draw.shuffle(kinds)
     total, where, resumed, faults = 0, Counter[str](), 0, []
-    with lives(home) as server:
-        lifetimes: dict[str, tuple[float, int]] = {}
-        for number in range(10 * len(kinds)):
-            if not kinds:
+    lifetimes: dict[str, tuple[float, int]] = {}
+    for number in range(10 * len(kinds)):
+        if not kinds:
+            break
+        method = methods[number % len(methods)]
+        reference = home / "undisturbed" / method
+        if first := method not in lifetimes:
+            _, seconds = server.live(method, reference)
+            lifetimes[method] = seconds, int(reference.parent.joinpath(f"{method}.events").read_text())
+        folder, story, ready = home / f"chain-{number}", [], False
+        for _ in range(min(CHAIN, len(kinds))):
+            began, seconds = any(folder.rglob("*.safetensors")), draw.uniform(0, lifetimes[method][0])
+            at = {"moment": {"kill_after": seconds}, "event": {"kill_at": draw.randrange(lifetimes[method][1])}}[kinds[-1]]
+            since = time.time()
+            killed, seconds = server.live(method, folder, save_every=draw.choice([0.0, 0.0, 20.0]), **at)
+            if not killed:
+                ready = True
                 break
-            method = methods[number % len(methods)]
-            reference = home / "undisturbed" / method
-            if first := method not in lifetimes:
-                _, seconds = server.live(method, reference)
-                lifetimes[method] = seconds, int(reference.parent.joinpath(f"{method}.events").read_text())
-            folder, story, ready = home / f"chain-{number}", [], False
-            for _ in range(min(CHAIN, len(kinds))):
-                began, seconds = any(folder.rglob("*.safetensors")), draw.uniform(0, lifetimes[method][0])
-                at = {"moment": {"kill_after": seconds}, "event": {"kill_at": draw.randrange(lifetimes[method][1])}}[kinds[-1]]
-                since = time.time()
-                killed, seconds = server.live(method, folder, save_every=draw.choice([0.0, 0.0, 20.0]), **at)
-                if not killed:
-                    ready = True
-                    break
-                kinds.pop()
-                total, resumed, story = total + 1, resumed + began, [*story, doing(folder, since)]
-                where[story[-1]] += 1
-            if first or not ready:
-                server.live(method, folder, save_every=20.0, typed=first)
-            found = differences(folder, reference)
-            faults += [f"{method}, killed when {', '.join(story)} (seed {seed}, chain {number}): {each}" for each in found]
-            print(f"{method}: {len(story)} kills ({', '.join(story) or 'too late for any'}): {'; '.join(found) or 'the same'}", flush=True)
-            if not found:
-                shutil.rmtree(folder)
+            kinds.pop()
+            total, resumed, story = total + 1, resumed + began, [*story, doing(folder, since)]
+            where[story[-1]] += 1
+        if (first and typed) or not ready:
+            server.live(method, folder, save_every=20.0, typed=first and typed)
+        found = differences(folder, reference)
+        faults += [f"{method}, killed when {', '.join(story)} (seed {seed}, chain {number}): {each}" for each in found]
+        print(f"{method}: {len(story)} kills ({', '.join(story) or 'too late for any'}): {'; '.join(found) or 'the same'}", flush=True)
+        if not found:
+            shutil.rmtree(folder)
     print(f"{total} kills, {resumed} of them of lives that went on from something saved; they came when lives were "
           + ", ".join(f"{phase} ({count})" for phase, count in where.most_common()))
     return total, faults
@@ -240,7 +242,8 @@ def main() -> int:
         serve()
         return 0
     home, started = Path(tempfile.mkdtemp(prefix="kills-")), time.monotonic()
-    _, faults = run(given.kills, given.events, given.seed, given.methods, home)
+    with lives(home) as server:
+        _, faults = run(server, given.kills, given.events, given.seed, given.methods)
     print(f"{(time.monotonic() - started) / 60:.1f} minutes; "
           + ("\n".join([f"DIFFERENCES, folders kept in {home}:", *faults]) if faults else "no difference, nothing left over"))
     if not faults:

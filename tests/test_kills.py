@@ -15,11 +15,17 @@ from conftest import ROOT
 SEED = 5
 
 
-def test_ten_kills_leave_no_trace(tmp_path, monkeypatch):
+def test_ten_kills_leave_no_trace_and_no_process(tmp_path, monkeypatch):
     """Plain images, experts, and a GAN that another method goes on from; seven at random moments, three before file operations."""
-    monkeypatch.setattr(kills, "COMMAND", [word.replace("convnet3:4", "convnet3:2") for word in kills.COMMAND])
-    total, faults = kills.run(kills=7, events=3, seed=SEED, methods=["dm", "mtt", "skd"], home=tmp_path)
-    assert faults == [] and total == 10
+    with kills.lives(tmp_path) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(kills, "COMMAND", [word.replace("convnet3:4", "convnet3:2") for word in kills.COMMAND])
+            total, faults = kills.run(server, kills=7, events=3, seed=SEED, methods=["dm", "mtt", "skd"], typed=False)
+        assert faults == [] and total == 10
+        monkeypatch.setattr(kills, "COMMAND", ["--preset", "huge"])
+        with pytest.raises(RuntimeError, match="no preset 'huge'"):      # a life that fails is no life that was killed
+            server.live("dm", tmp_path / "failed")
+    assert server.server.poll() is not None
 
 
 def test_the_comparison_sees_what_a_kill_could_leave(tmp_path):
@@ -38,13 +44,6 @@ def test_the_comparison_sees_what_a_kill_could_leave(tmp_path):
     (one / "run" / "metrics.csv").write_text("step,match\n1,0.25\n")
     (one / "rows.csv").write_text("accuracy_mean,minutes\n70.1,3\n")
     assert kills.differences(one, other) == ["rows.csv differs", "run/metrics.csv differs"]
-
-
-def test_a_life_that_fails_is_told_and_none_goes_on_after_the_script(tmp_path, monkeypatch):
-    monkeypatch.setattr(kills, "COMMAND", ["--preset", "huge"])
-    with pytest.raises(RuntimeError, match="no preset 'huge'"), kills.lives(tmp_path) as server:
-        server.live("dm", tmp_path / "run")
-    assert server.server.poll() is not None
 
 
 @pytest.mark.parametrize("words", [["--methods", "dn"], ["--kills", "many"]])
