@@ -7,8 +7,8 @@
 #
 # ## Why
 # A step of distillation is a long chain of small operations. An inner step of PoDD trains a little network on some patches; DDPP compares
-# two vectors of 320,010 parameters; SKD compares 64 rows of ten logits. On a GPU none of that is much arithmetic. What takes the time is
-# **everything around it**: each operation of PyTorch is a program of its own that has to be launched, reads its inputs from memory and
+# two vectors of 320,010 parameters; SKD compares 64 rows of ten logits. On a GPU none of that is much arithmetic. What should take the time
+# is **everything around it**: each operation of PyTorch is a program of its own that has to be launched, reads its inputs from memory and
 # writes its result there, where the next one reads it again.
 #
 # A function that runs on the GPU is called a *kernel*, and starting one a *launch*. If a whole formula is one kernel, its inputs are read
@@ -39,7 +39,7 @@ from ddlib.methods import ddpp, dm, podd, rat_bptt
 num_params: int = 5000            # P of the kernel that is written by hand; no power of two, on purpose
 memory_gb: float = 3350.0         # what the GPU of the predictions moves in a second, GB (H100 SXM, data sheet)
 peak_tflops: float = 67.0         # and computes, in float32, 10^12 operations (the same)
-launch_us: float = 4.0            # what launching an operation costs, microseconds (usual for PyTorch)
+launch_us: float = 4.0            # what launching an operation costs, microseconds: our guess, a few is what one reads
 seed: int = 0
 out: str = ""                     # folder for the results; empty: runs/13_kernels/SEED
 
@@ -55,17 +55,18 @@ print("kernels run on a GPU" if device.type == "cuda" else "kernels are interpre
 # An operation that moves $D$ bytes and does $A$ arithmetic operations, in $n$ launches, takes about
 #
 # $$
-# t\;\approx\;n\,\ell+\max\Big(\frac DW,\;\frac AF\Big),
+# T\;\approx\;n\,\ell+\max\Big(\frac DW,\;\frac AF\Big),
 # $$
 #
 # with the memory's bandwidth $W$ (bytes per second), the processor's arithmetic $F$ (operations per second) and the cost $\ell$ of a
-# launch. It is a simple estimate: launches that wait for each other, no cache, a device that is filled. Which of the two terms in the
+# launch. It is a simple estimate: launches that wait for each other, no cache, a device that is filled. **All times of a GPU on this page
+# are this estimate; no kernel has been timed.** Which of the two terms in the
 # maximum is larger depends on the **intensity** $A/D$ alone: below $F/W$ an operation waits for memory, above it for arithmetic (this
 # picture of a machine is called the *roofline*). For the GPU in the parameters above $F/W$ is 20 operations for each
 # byte, or 80 for each number in single precision.
 #
 # The least $D$ that a formula allows is its **floor**. Take DDPP's loss (chapter 5), with student $s$, target $t$ and start $b$, all of
-# $P$ parameters, and a mask: $m_p=1$ where neither of the ratios $s_p/t_p$ and $t_p/s_p$ is below $\epsilon=0.1$, or both are zero. (A
+# $P$ parameters, and a mask: $m_p=1$ where neither of the ratios $s_p/t_p$ and $t_p/s_p$ is below $\epsilon=0.1$, or $s_p=t_p=0$. (A
 # flip of the sign is a negative ratio; that is the "signed" reading.) The mask counts as a constant in the gradient:
 #
 # $$
@@ -74,9 +75,10 @@ print("kernels run on a GPU" if device.type == "cuda" else "kernels are interpre
 # $$
 #
 # Three vectors are read: $12P$ bytes. The denominator is known only then, so the gradient reads $s$ and $t$ once more and is written:
-# another $12P$. The floor in two passes is $24P$. How far is plain torch from it? `traffic.Traffic` counts the operations that torch
-# launches and the bytes of their inputs and outputs. Nothing here is timed: counts are the same on every machine. The last two columns are
-# the estimate above for the GPU of the parameters.
+# another $12P$. The floor is $24P$. (This is where "no cache" matters: three vectors of 320,010 numbers stay in the cache of a large GPU,
+# and the second reading is cheaper than the first.) How far is plain torch from it? `traffic.Traffic` counts the operations that torch
+# calls and the bytes of their inputs and outputs. Nothing here is timed, and another version of torch may call other operations; on a GPU
+# one of them can be several launches. The last two columns are the estimate above for the GPU of the parameters.
 
 # %%
 rng = runs.stream(seed, "kernels")
@@ -125,17 +127,19 @@ for name, (_, plain, floor, arithmetic, few) in SIX.items():
     counted[name] = found
     lines.append((name, f"{found.launches}", f"{few}", f"{found.bytes / 1e3:,.0f}", f"{floor / 1e3:,.0f}",
                   f"{about_us(found.launches, found.bytes, arithmetic):,.0f}", f"{about_us(few, floor, arithmetic):,.0f}"))
-columns = ("", "launches", "kernels", "kB", "floor", "µs", "µs of kernels")
+columns = ("", "n", "n'", "kB", "floor", "µs", "µs'")
+floors = "block 14 a number, poster 8 a number of patch and poster, augment 16, trajectory 24, subspace 12 r + 24, skd 12"
 papers.Table(columns, tuple(lines), ("; ".join(f"{name}: {what}" for name, (what, *_) in SIX.items()),
-                                     "launches, kB, µs: plain torch, all with the gradient; kernels: how many there are"),
+                                     "all with the gradient; n, kB, µs: operations, bytes and estimate of plain torch; n', floor, µs': of "
+                                     "kernels", f"floors in bytes: {floors}; how they come about is in each file of ddlib/kernels"),
              numeric=frozenset(columns[1:]), caption="Counted in plain torch, and the floor")
 
 # %% [markdown]
-# Two kinds of waste. *Launches*: SKD's loss on 64 rows has a floor of 8 kB, and plain torch takes about fifty operations for it; nearly
-# all of its time is launching. *Traffic*: `trajectory` is DDPP's loss together with MTT's and a check for infinities, all that an update
-# asks for. Plain torch moves thirteen times the floor, because every intermediate vector (the larger of the two, the scale, two quotients,
-# the mask, products, squares) goes to memory and back. Where plain torch is near its floor there is less to win: the projection of
-# ESP reads $E$ four times where three would do.
+# Two kinds of waste. *Launches*: SKD's loss on 64 rows has a floor of 8 kB, and plain torch takes about fifty operations for it; by the
+# estimate nearly all of its time is launching. *Traffic*: `trajectory` is DDPP's loss together with MTT's and a check for infinities, all
+# that an update asks for. Plain torch moves thirteen times the floor, because every intermediate vector (the larger of the two, the scale,
+# two quotients, the mask, products, squares) goes to memory and back. Where plain torch is near its floor there is less to win: the
+# projection of ESP reads $E$ four times where three would do.
 #
 # ## By hand
 # Triton is Python that describes what **one program** does with one *block* of the data. A launch starts many copies of it, and each
@@ -150,8 +154,8 @@ papers.Table(columns, tuple(lines), ("; ".join(f"{name}: {what}" for name, (what
 #   whatever order they finish; then two runs would differ in the last digit, and a distillation that is resumed would not repeat. No
 #   kernel here does that.)
 #
-# Here is the loss above: mask, both sums and the number of kept parameters, in one pass. For the mask, with $m=\max(|s|,|t|)$, the smaller
-# of the two ratios is $(s/m)(t/m)$, as one of the quotients is 1 or −1 (chapter 5).
+# Here is the loss above: mask, both sums and the number of kept parameters, in one pass. For the mask, with $u=\max(|s|,|t|)$, the ratio
+# that is smaller in size is $(s/u)(t/u)$, as one of the quotients is 1 or −1 (chapter 5); and if it is negative, so is the other.
 
 # %%
 if kernels.AVAILABLE:
@@ -208,12 +212,12 @@ def by_loop(student, target, start, epsilon):
 
 
 def agrees(kernel, size, scale=1.0):
-    """Whether the kernel has the loop's numbers, on vectors with zeros and sign flips among them."""
+    """Whether the kernel has the loop's (loss, share kept), on vectors with zeros and sign flips among them."""
     draw = runs.stream(seed, "proof", size)
     student, target, start = (scale * torch.randn(size, generator=draw) for _ in range(3))
     student[::7], target[::7], target[1::5] = 0.0, 0.0, -student[1::5]
     ours = by_hand(*(each.to(device) for each in (student, target, start)), 0.1, kernel=kernel)
-    return all(abs(a - b) <= 1e-5 * abs(b) for a, b in zip(ours, by_loop(student, target, start, 0.1), strict=True))
+    return [abs(a - b) <= 1e-5 * abs(b) for a, b in zip(ours, by_loop(student, target, start, 0.1), strict=True)]
 
 
 if kernels.AVAILABLE:
@@ -232,17 +236,19 @@ if kernels.AVAILABLE:
 
     trials = [(size, scale) for size in (9, 1023, 1024, 1025, num_params) for scale in (1.0, 1e-15, 1e15)]
     for title, kernel in (("the kernel", sums_of_a_block), ("with the mistake", without_inside)):
-        right = [trial for trial in trials if agrees(kernel, *trial)]
-        print(f"{title}: {len(right)} of {len(trials)} trials agree, sizes {sorted({size for size, _ in right})}")
-    assert all(agrees(sums_of_a_block, *trial) for trial in trials) and not all(agrees(without_inside, *trial) for trial in trials)
+        right = [agrees(kernel, *trial) for trial in trials]
+        print(f"{title}, of {len(trials)} trials:\n  the loss is right in {sum(loss for loss, _ in right)}, "
+              f"the share kept in {sum(kept for _, kept in right)}")
+        assert all(map(all, right)) == (kernel is sums_of_a_block)
 
 # %% [markdown]
-# The mistake is invisible where the size is a multiple of the block, which is how one would usually try a kernel.
+# The mistake is invisible where the size is a multiple of the block, which is how one would usually try a kernel. And it is invisible in
+# the *loss* at every size, since what is read beyond the end is zero and adds nothing. A test of the loss alone would pass.
 #
 # What interpretation does **not** prove: that the compiler accepts the program, that it is fast, and that programs which run at the same
 # time do not disturb each other (here they cannot: no two write to one place). The first of these can be had without a device as well:
 # Triton compiles for a GPU that is not there, down to machine code. `python tests/compile_kernels.py 90` does that with all kernels of the
-# library, for compute capability 9.0, and is part of the tests.
+# library, for compute capability 9.0 (the generation of an H100), and is part of the tests.
 #
 # ## The library
 # `ddlib.kernels` holds one operation per file: the floor, the plain form, the kernel, its derivatives, and who runs. `trajectory.match`
@@ -292,8 +298,8 @@ print("by hand, plain torch and kernel agree;\nso does the gradient, in its larg
 # PoDD, MTT, DDPP and ESP are made of. So its second derivative is written out (docstring of `ddlib/kernels/block.py`) and checked against
 # double precision.
 #
-# Where the six stand on the roofline of the GPU above: operations for each byte, at the floor (dots) and with the bytes that plain
-# torch moves (circles). Right of the line the machine would be limited by arithmetic.
+# Where the six stand on the roofline of the GPU above: operations for each byte, at the floor (filled) and with the bytes that plain
+# torch moves (open). Right of the line the machine would be limited by arithmetic.
 
 # %%
 intensity = {name: arithmetic / floor for name, (_, _, floor, arithmetic, _) in SIX.items()}
@@ -313,7 +319,8 @@ print("at the floor:\n  " + "\n  ".join(f"{name} {intensity[name]:.1f}" for name
 roof
 
 # %% [markdown]
-# Once launches are paid, all six wait for memory and none for arithmetic, and bytes are what counts. That is why `make bench` gives the
+# By this count all six would wait for memory once launches are paid, the nearest to the line by a factor of three (arithmetic is counted
+# roughly, and not all of it is multiply-adds). So bytes are what counts. That is why `make bench` gives the
 # share of copying: a kernel that reaches the bandwidth of a plain copy, with no bytes beyond its floor, is finished. At the sizes of
 # the first table, though, launches are most of the estimate for all but `block`.
 #
@@ -359,10 +366,10 @@ def when_it_pays(launch):
 widgets.frames(when_it_pays, launch=[0.5, 1.0, 2.0, 4.0, 8.0, 16.0], label="cost of a launch, µs", start=4.0, uid="launch")
 
 # %% [markdown]
-# On the left the lines are flat: time is launches, and the kernel wins by their ratio, 15, whatever it computes. On the right time is
-# bytes, and it wins by the ratio of bytes, 13. What moves with the slider is the place where one turns into the other. At 4 µs a network of
-# these chapters (dashed) is still on the flat part. There the best kernel is the one that replaces most launches. Recording a whole step
-# once and starting it as one (a *CUDA graph*) should help more than a better kernel would; nobody has tried it here.
+# On the left the lines are flat: time is launches, and the kernel would win by their ratio, 15, whatever it computes. On the right time
+# is bytes, and it would win by the ratio of bytes, 13. What moves with the slider is the place where one turns into the other. At 4 µs a
+# network of these chapters (dashed) is still on the flat part. If so, the best kernel there is the one that replaces most launches, and
+# recording a whole step once and starting it as one (a *CUDA graph*) should help more than a better kernel would; nobody has tried it here.
 #
 # ## A small run
 # Two updates of DDPP's tiny preset, with kernels and without: experts once, then student, loss, second derivatives, all through `block`,
@@ -382,46 +389,64 @@ def distilled_with(mode):
 
 plain_set, fast_set = distilled_with("off"), distilled_with("on" if kernels.AVAILABLE else "off")
 apart = (plain_set.images - fast_set.images).abs().max().item()
-print(f"largest difference of a pixel: {apart:.0e}, of numbers up to {plain_set.images.abs().max():.1f}")
-assert apart < 1e-5
+first = next(ddpp.distill(toy.to(device), replace(config, pixel_lr=0.0))).syn                     # nothing has moved
+moved_by = (plain_set.images - first.images).abs().max().item()
+print(f"two updates move a pixel by up to {moved_by:.1e};\nwith kernels it ends up to {apart:.0e} elsewhere")
+assert apart < 1e-3 * moved_by
 plots.image_grid(toy.preprocess.inverse(torch.cat([plain_set.images, fast_set.images])).clamp(0, 1).detach().cpu(),
                  torch.cat([plain_set.labels, fast_set.labels]).cpu(), toy.classes, caption="left: plain torch, right: kernels")
 
 # %% [markdown]
 # ## The paper and us
-# None of the five papers behind this book (DDPP, ESP, GLD, SKD, PoDD) reports kernels; their codes are plain PyTorch. So *ours* stands
-# alone here: rows of `book/results/bench.csv`, made by `make bench` on whatever device it finds. Each operation with its gradient in three
-# forms, interleaved in one process, medians of five: milliseconds, and in brackets the bandwidth that the floor's bytes correspond to, over
-# that of copying a large tensor on the same device. So a form that moves more than the floor has less. Sizes on a GPU are larger than on a
-# CPU, and fill it.
+# None of the five papers behind this book (DDPP, ESP, GLD, SKD, PoDD) reports kernels, and nothing of what the paper on Triton measures is
+# repeated here. So *ours* stands alone: rows of `book/results/bench.csv`, made by `make bench` on whatever device it finds. Each operation
+# with its gradient in three forms, interleaved in one process, medians of five: milliseconds, and in brackets the bandwidth that the
+# floor's bytes correspond to, over that of copying a large tensor on the same device. So a form that moves more than the floor has less.
+# Sizes on a GPU are larger than on a CPU, and fill it; neither are those of the first table. *Compiled* is `torch.compile`. *Side by side*
+# are experts whose weights are stacked, so that one operation trains all of them (the library does so on a GPU).
 
 # %%
 path = runs.ROOT / "book" / "results" / "bench.csv"
 rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
+def told(row):
+    """Milliseconds and the share of copying."""
+    share = float(row["share_of_copy"] or 0)
+    return f"{1e3 * float(row['seconds']):.2f} ({share:.0%})" if share >= 0.01 else f"{1e3 * float(row['seconds']):.2f} (<1%)"
+
+
 for where in sorted({(row["device"], row["driver"], row["torch"]) for row in rows}):
     at = [row for row in rows if (row["device"], row["driver"], row["torch"]) == where]
     timed = {(row["operation"], row["case"], row["form"]): row for row in at}
-    lines = []
+    forms = [form for form in ("eager", "compiled", "kernel") if any(row["form"] == form for row in at)]
+    lines, cases = [], []
     for operation, case in dict.fromkeys((row["operation"], row["case"]) for row in at if row["operation"] != "step"):
-        found = [timed.get((operation, case, form)) for form in ("eager", "compiled", "kernel")]
-        lines.append((f"{operation}, {case}", *(f"{1e3 * float(row['seconds']):.2f} ({float(row['share_of_copy'] or 0):.0%})" if row
-                                                else papers.NOT_RUN for row in found)))
-    columns = ("operation", "eager", "compiled", "kernel")
-    copying = f"ms (of copying, which moves {float(at[0]['copy_gb_per_s']):.0f} GB/s)"
-    display(papers.Table(columns, tuple(lines), (copying,), numeric=frozenset(columns[1:]), caption=f"{where[0]}, torch {where[2]}"))
+        found = [timed.get((operation, case, form)) for form in forms]
+        lines.append((f"{operation} [{len(lines) + 1}]", *(told(row) if row else "not possible" if form == "compiled" else papers.NOT_RUN
+                                                           for form, row in zip(forms, found, strict=True))))
+        cases.append(f"[{len(lines)}] {case}")
+    copying = f"ms (of copying, which moves {float(at[0]['copy_gb_per_s']):.0f} GB/s)" + (
+        "" if "kernel" in forms else f"; kernels: {papers.NOT_RUN}")
+    display(papers.Table(("operation", *forms), tuple(lines), (copying, "; ".join(cases)), numeric=frozenset(forms),
+                         caption=f"{where[0]}, torch {where[2]}"))
     steps = tuple((row["case"], row["form"], f"{float(row['seconds']):.3f}") for row in at if row["operation"] == "step")
     display(papers.Table(("step", "form", "seconds"), steps, numeric=frozenset({"seconds"}), caption=f"Whole steps, {where[0]}"))
 if not any(row["form"] == "kernel" for row in rows):
     print("kernels on a GPU: not run")
 
 # %% [markdown]
+# On a CPU `torch.compile` is no answer to everything. It wins where many small operations become one (`trajectory`, colours, cutout,
+# flips, SKD's rows) and loses where plain torch calls one good routine that it replaces by loops of its own (sampling under rotation, the
+# derivative of a norm, a matrix product). And `block` with its gradient's gradient it cannot do at all. Experts side by side are slower
+# there than one at a time: one core is busy with one. On a GPU the small networks should leave most of the device idle, which is why the
+# library stacks them there; that, too, is *not run*.
+#
 # **What this chapter shows and what it does not**
 #
 # 1. *Correct*, as far as a CPU can tell. This page compares `trajectory` in full and runs three kernels in a distillation. The library's
 #    tests compare all six, with their derivatives, in odd shapes, half precision and at extreme values, run the `tiny` preset of every
 #    method with kernels and without, and compile every kernel for GPUs of compute capability 9.0.
 # 2. *Fast*: not shown. Nobody has run these kernels on a GPU for this page. The estimates above leave out too few programs, registers
-#    that spill, loads that are not adjacent, and caches.
+#    that do not suffice and spill into memory, loads that are not from neighbouring addresses, and caches.
 # 3. *On a CPU* nothing changes: plain torch runs.
 # 4. *Not written*: a convolution. It is most of the arithmetic of a step, and the libraries that torch calls for it are hard to beat.
 #
@@ -442,7 +467,8 @@ chapter.answer("The count is the same, the loss differs in the last digits at mo
                "5,001 of 64 keep all busy, but each has little to do for its start, and leaves three sums that somebody has to add.")
 
 # %% [markdown]
-# **2. Change an equation.** Write the gradient of the loss as a second kernel: read $s$ and $t$, decide the mask again, write
+# **2. Change an equation.** Write the gradient of the loss as a second kernel, for `student`, `target` and `start` of the cell under *The
+# library*, whose `plain_gradient` is the answer: read $s$ and $t$, decide the mask again, write
 # $2m_p(s_p-t_p)$ over the denominator (get it from plain torch: `trajectory.keep_mask(s, t, 0.1)` is the mask). Why decide the mask again
 # instead of storing it in the first pass?
 
@@ -464,7 +490,7 @@ if kernels.AVAILABLE:
     print("equal to autograd's:", torch.allclose(gradient, plain_gradient, rtol=1e-4, atol=1e-9))
     assert torch.allclose(gradient, plain_gradient, rtol=1e-4, atol=1e-9)
 chapter.answer("Both vectors have to be read for the difference anyway, and a dozen operations on numbers in registers cost nothing "
-               "where memory is what one waits for. A stored mask is a fourth vector to write and to read.")
+               "where memory is what one waits for. A stored mask is one more thing to write and to read, a byte a parameter each.")
 
 # %% [markdown]
 # **3. Bring your data.** Choose a formula of your own that plain torch computes in several operations, such as the cosine of matching rows
@@ -479,5 +505,5 @@ for count in (64, 1_000_000):
     print(f"{count:>7,} rows: {found.launches} launches, {found.bytes / floor:.1f} times the floor; "
           f"{about_us(found.launches, found.bytes):.0f} µs against {about_us(1, floor):.0f}")
 chapter.answer("The floor (of the value, without a gradient) is reading both and writing one number a row. With 64 rows all is "
-               "launching, and one launch instead of six is the whole gain. With many rows bytes begin to count, and the gain is the "
-               "ratio of bytes.")
+               "launching, and one launch instead of six is the whole gain. With many rows bytes begin to count, and the gain comes "
+               "near the ratio of bytes. (A row of zeros would need an epsilon below.)")
