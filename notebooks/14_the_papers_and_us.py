@@ -225,13 +225,13 @@ for syn in kept:
         cifar = syn
     else:
         images, labels = syn.pixels(runs.stream(seed, "shown", 0))
-        first = [int((labels == label).nonzero()[0]) for label in range(0, syn.num_classes, 2)]
+        first = [int((labels == label).nonzero()[0]) for label in range(0, syn.num_classes, 3)]
         grids[syn.meta["method"]] = (images[first].cpu() * 15).round() / 15        # sixteen greys make a small page
     value = f"{float(row['accuracy_mean']):.1f}±{float(row['accuracy_std']):.1f} ({row['n']})" if row else papers.NOT_RUN
     again = " [1]" if row and row["commit"].rstrip("+") != syn.meta["commit"].rstrip("+") else ""
     lines.append((f"{name}, {syn.meta['dataset']}", f"{syn.budget:,}", value + again, f"{syn.meta['config']['steps']:,}"))
-sets_figure = plots.selection_grid(grids, {name: range(len(images)) for name, images in grids.items()}, real.classes[::2],
-                                   caption="fashion_mini, one image of every second class")
+sets_figure = plots.selection_grid(grids, {name: range(len(images)) for name, images in grids.items()}, real.classes[::3],
+                                   caption="fashion_mini, one image of every third class")
 columns = ("set, IPC", "numbers", "test, %", "updates")
 display(sets_figure, papers.Table(columns, tuple(lines), ("the row is of another run with the same settings and seed, by another version "
                                                           "of the code",), numeric=frozenset(columns[1:]),
@@ -253,9 +253,9 @@ if cifar is not None:
                              caption=f"CGAN on CIFAR-10: {cifar.budget:,} numbers for all it can make"))
 
 # %% [markdown]
-# DM, MTT and DDPP have kept the photographs that they began with and drawn over them; KFS and ESP are soft, because a decoder is;
-# what generators make could be photographs, and ten of them teach what ten photographs do. Posters began as noise and look like it. A row
-# of accuracies says nothing of this.
+# DM, MTT and DDPP still show the photographs that they began with, drawn over in hard black and white. KFS and ESP show less of them,
+# since their images are decoded. What generators make looks most like photographs, and ten of them teach little more than ten photographs
+# do. Posters began as noise and look like it. A row of accuracies says nothing of this.
 #
 # **Other networks.** All of the above is about ConvNet-3, on which most of the sets were made. These are all rows of other test networks.
 # *Kept* is the share of the advantage over Random photographs that is left when ConvNet-3 is left (chapter 10 explains why photographs
