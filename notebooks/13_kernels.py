@@ -70,8 +70,10 @@ print("kernels run on a GPU" if device.type == "cuda" else "kernels are interpre
 # flip of the sign is a negative ratio; that is the "signed" reading.) The mask counts as a constant in the gradient:
 #
 # $$
-# \mathcal L=\frac{\sum_pm_p\,(s_p-t_p)^2}{\sum_pm_p\,(b_p-t_p)^2},\qquad
+# \begin{gathered}
+# \mathcal L=\frac{\sum_pm_p\,(s_p-t_p)^2}{\sum_pm_p\,(b_p-t_p)^2},\\[6pt]
 # \frac{\partial\mathcal L}{\partial s_p}=\frac{2\,m_p\,(s_p-t_p)}{\sum_qm_q\,(b_q-t_q)^2}.
+# \end{gathered}
 # $$
 #
 # Three vectors are read: $12P$ bytes. The denominator is known only then, so the gradient reads $s$ and $t$ once more and is written:
@@ -237,8 +239,8 @@ if kernels.AVAILABLE:
     trials = [(size, scale) for size in (9, 1023, 1024, 1025, num_params) for scale in (1.0, 1e-15, 1e15)]
     for title, kernel in (("the kernel", sums_of_a_block), ("with the mistake", without_inside)):
         right = [agrees(kernel, *trial) for trial in trials]
-        print(f"{title}, of {len(trials)} trials:\n  the loss is right in {sum(loss for loss, _ in right)}, "
-              f"the share kept in {sum(kept for _, kept in right)}")
+        print(f"{title}, right in {len(trials)} trials:\n  loss {sum(loss for loss, _ in right)}, share kept "
+              f"{sum(kept for _, kept in right)}")
         assert all(map(all, right)) == (kernel is sums_of_a_block)
 
 # %% [markdown]
@@ -284,14 +286,14 @@ print("by hand, plain torch and kernel agree;\nso does the gradient, in its larg
 # %% [markdown]
 # **The six.** What each replaces, and what is particular about it:
 #
-# | operation | methods | in one kernel | particular |
-# |---|---|---|---|
-# | `block` | all | instance norm, ReLU, 2x2 mean | two derivatives: unrolled training differentiates gradients |
-# | `poster` | PoDD | cutting patches; adding up their gradients | sums without atomics, in the order of patches |
-# | `augment` | all | one of six augmentations | the transpose of a rotation is a gather as well |
-# | `trajectory` | MTT, DDPP | mask, two norms, count, gradient | mask equal bit by bit: quotients rounded as torch does |
-# | `subspace` | ESP | projection, rest, its norm, gradient | three readings of the basis instead of four |
-# | `skd` | SKD | standardise, softmax, KL, gradient | a row never leaves its registers |
+# | operation | in one kernel | particular |
+# |---|---|---|
+# | `block` (all) | instance norm, ReLU, 2x2 mean | two derivatives: unrolled training differentiates gradients |
+# | `poster` (PoDD) | cutting patches; adding up their gradients | sums without atomics, in the order of patches |
+# | `augment` (all) | one of six augmentations | the transpose of a rotation is a gather as well |
+# | `trajectory` (MTT, DDPP) | mask, two norms, count, gradient | mask equal bit by bit: quotients rounded as torch does |
+# | `subspace` (ESP) | projection, rest, its norm, gradient | three readings of the basis instead of four |
+# | `skd` (SKD) | standardise, softmax, KL, gradient | a row never leaves its registers |
 #
 # `block` moves the most bytes: it stands behind every convolution of every ConvNet here. `torch.compile` can fuse it, too; but it cannot
 # differentiate a gradient ("does not currently support double backward", torch 2.15), and the derivative of a gradient is what RaT-BPTT,
@@ -337,11 +339,11 @@ for module, changes in ((dm, {}), (dm, {"width": 16}), (rat_bptt, {"unroll": "pl
     next(steps)                                                          # the first step builds things
     with traffic.Traffic() as found:
         next(steps)
-    lines.append((", ".join(filter(None, [module.NAME, changes.get("unroll"), f"width {config.width}"])), f"{found.launches:,}",
+    lines.append((", ".join(filter(None, [module.NAME, changes.get("unroll"), f"{config.width}"])), f"{found.launches:,}",
                   f"{found.bytes / 1e6:,.1f}", f"{1e-3 * launch_us * found.launches:.1f}", f"{found.bytes / memory_gb / 1e6:.3f}"))
-columns = ("one step", "launches", "MB", "launching, ms", "moving, ms")
-papers.Table(columns, tuple(lines), ("ms: estimated, for the GPU of the parameters",), numeric=frozenset(columns[1:]),
-             caption="Preset tiny")
+columns = ("method, width", "n", "MB", "ms, n", "ms, MB")
+papers.Table(columns, tuple(lines), ("n: operations; ms: estimated for the GPU of the parameters, of launching and of moving",),
+             numeric=frozenset(columns[1:]), caption="One outer step, preset tiny")
 
 # %% [markdown]
 # ## Try it
@@ -391,7 +393,7 @@ plain_set, fast_set = distilled_with("off"), distilled_with("on" if kernels.AVAI
 apart = (plain_set.images - fast_set.images).abs().max().item()
 first = next(ddpp.distill(toy.to(device), replace(config, pixel_lr=0.0))).syn                     # nothing has moved
 moved_by = (plain_set.images - first.images).abs().max().item()
-print(f"two updates move a pixel by up to {moved_by:.1e};\nwith kernels it ends up to {apart:.0e} elsewhere")
+print(f"two updates move a pixel up to {moved_by:.2f};\nwith kernels it ends up to {apart:.0e} off")
 assert apart < 1e-3 * moved_by
 plots.image_grid(toy.preprocess.inverse(torch.cat([plain_set.images, fast_set.images])).clamp(0, 1).detach().cpu(),
                  torch.cat([plain_set.labels, fast_set.labels]).cpu(), toy.classes, caption="left: plain torch, right: kernels")
@@ -428,8 +430,11 @@ for where in sorted({(row["device"], row["driver"], row["torch"]) for row in row
         "" if "kernel" in forms else f"; kernels: {papers.NOT_RUN}")
     display(papers.Table(("operation", *forms), tuple(lines), (copying, "; ".join(cases)), numeric=frozenset(forms),
                          caption=f"{where[0]}, torch {where[2]}"))
-    steps = tuple((row["case"], row["form"], f"{float(row['seconds']):.3f}") for row in at if row["operation"] == "step")
-    display(papers.Table(("step", "form", "seconds"), steps, numeric=frozenset({"seconds"}), caption=f"Whole steps, {where[0]}"))
+    cases = list(dict.fromkeys(row["case"] for row in at if row["operation"] == "step"))
+    steps = tuple((f"{row['form']} [{cases.index(row['case']) + 1}]", f"{float(row['seconds']):.3f}")
+                  for row in at if row["operation"] == "step")
+    display(papers.Table(("form", "seconds"), steps, ("; ".join(f"[{k}] {case}" for k, case in enumerate(cases, start=1)),),
+                         numeric=frozenset({"seconds"}), caption=f"Whole steps, {where[0]}"))
 if not any(row["form"] == "kernel" for row in rows):
     print("kernels on a GPU: not run")
 
