@@ -8,6 +8,7 @@ checkpoints, our version of its protocol chooses on held-out training images and
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import math
@@ -488,13 +489,16 @@ COLUMNS = ("dataset", "method", "ipc", "train_arch", "eval_arch", "variant", "ac
 
 
 def append_row(path: Path | str, row: dict[str, Any]) -> None:
-    """Append one row to a CSV file of results, making it with its header if need be. Writers on one machine take turns."""
+    """Append one row to a CSV file of results, making it with its header if need be. Writers on one machine take turns.
+
+    OSError, with the file as it was, when the disk is full.
+    """
     if set(row) != set(COLUMNS):
         raise ValueError(f"a row needs exactly the columns {', '.join(COLUMNS)}; "
                          f"these differ: {', '.join(sorted(set(row) ^ set(COLUMNS)))}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
+    with open(path, "a+b", buffering=0) as file:         # nothing is left in a buffer for later when a write fails
         fcntl.flock(file, fcntl.LOCK_EX)
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -511,9 +515,14 @@ def append_row(path: Path | str, row: dict[str, Any]) -> None:
             if file.read(1) != b"\n":                    # a writer was killed in mid-line: start a line of our own
                 text.write("\n")
         writer.writerow(row)
-        file.write(text.getvalue().encode())
-        file.flush()
-        os.fsync(file.fileno())
+        added, size = text.getvalue().encode(), file.seek(0, os.SEEK_END)
+        try:
+            if file.write(added) != len(added):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)                          # part of a line could be taken for a row
+            raise
 
 
 def read_rows(path: Path | str | None = None) -> list[dict[str, str]]:

@@ -33,6 +33,12 @@ FAKE = f"""
 import csv, hashlib, os, pathlib, shlex, signal, subprocess, sys, time
 words = sys.argv[1:]
 name = os.path.basename(os.getcwd()).rpartition("-")[0]
+home = pathlib.Path(os.environ["DDLIB_RUNS"], "experts")
+if words[0] == "ddlib.experts":
+    home.mkdir(parents=True, exist_ok=True)
+    home.joinpath(words[-1]).write_text("theta")
+    sys.exit()
+print("experts", sorted(os.listdir(home)) if home.exists() else [])
 fault = pathlib.Path(os.environ["FAULTS"], name)
 print("resumed" if os.path.exists("part.txt") else "begun")
 open("part.txt", "w").write("half")
@@ -45,6 +51,8 @@ if fault.exists():
     if kind == "hang":
         subprocess.Popen(["sleep", "100"], start_new_session=True)           # like a notebook's kernel
         time.sleep(100)
+    if kind == "data":
+        open("config.json", "w").write('{{"data": "another"}}')
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "full":
@@ -160,6 +168,14 @@ def test_a_bad_entry_is_answered_in_one_sentence_before_anything_starts(tmp_path
 def test_a_bad_grid_is_answered_in_one_sentence(tmp_path, keys, problem):
     with pytest.raises(ValueError, match=problem):
         read(tmp_path, **keys)
+
+
+def test_a_results_file_with_other_columns_is_refused_before_anything_starts(tmp_path):
+    (tmp_path / "other.csv").write_text("name,age\n")
+    for results_ in (tmp_path / "other.csv", tmp_path):
+        with pytest.raises(ValueError, match="name another"):
+            start(tmp_path, results=str(results_))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_no_grid_is_answered_in_one_sentence(tmp_path, capsys):
@@ -282,6 +298,13 @@ def test_a_run_that_fails_is_named_with_its_reason_and_log_while_the_others_go_o
     assert "resumed" in log(tmp_path, "dm.tiny.seed=1")
 
 
+def test_a_chapter_that_fails_is_named_with_the_path_of_its_notebook(tmp_path, faults):
+    faults("03_distribution_matching.preset=tiny", "raise")
+    found = start(tmp_path, {"chapter": "03", "preset": "tiny"}, retries=0)
+    assert found.status == 1 and "lower the learning rate" in found.text
+    assert found.text.splitlines()[-1].endswith("/03_distribution_matching.ipynb")
+
+
 def test_failed_runs_are_retried_as_asked(tmp_path, faults):
     undisturbed = start(tmp_path) and results(tmp_path)
     shutil.rmtree(tmp_path / "out")
@@ -384,11 +407,35 @@ def test_a_full_disk_fails_one_run_clearly_and_a_start_with_room_finishes_it(tmp
         subprocess.run(["umount", str(disk)], check=True)
 
 
-# ------------------------------------------------------------------------------------------------- methods as they are
+def test_a_row_that_a_full_disk_cuts_short_is_taken_back(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("NO TMPFS: mounting one is not allowed here; a full disk was not tried")
+    try:
+        written = []
+        with pytest.raises(OSError, match="No space left"):
+            for number in range(200):
+                evaluate.append_row(disk / "rows.csv", row(seed=number))
+                written.append(str(number))
+        assert [each["seed"] for each in evaluate.read_rows(disk / "rows.csv")] == written
+        assert (disk / "rows.csv").read_bytes().endswith(b"\n")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
-def test_runs_of_a_method_resume_and_begin_anew_after_damage_with_the_same_bits(tmp_path):
+
+def test_a_run_on_other_data_than_the_sweep_was_started_with_fails(tmp_path, faults):
+    faults("dm.tiny.seed=1", "data")
+    found = start(tmp_path, retries=0)
+    assert found.failed == ["dm.tiny.seed=1"] and "its dataset is another one on" in found.text
+
+
+# ------------------------------------------------------------------------------------- methods and chapters as they are
+
+def test_chapters_run_and_methods_resume_and_begin_anew_after_damage_with_the_same_bits(tmp_path):
     entry = {"method": "dm", "settings": {"seed": [0, 1]}}
     made = read(tmp_path, entry)
+    chapter_ = {"chapter": "03", "preset": "tiny", "parameters": {"repeats": 2}}
     toy = grid.dataset("toy")
     for run in made.runs:
         runs.run(dm, run.config, tmp_path / "whole" / str(run.config.seed), real=toy, device="cpu")
@@ -397,13 +444,16 @@ def test_runs_of_a_method_resume_and_begin_anew_after_damage_with_the_same_bits(
     damaged = bytearray(checkpoints[1].read_bytes())
     damaged[-20] ^= 1
     checkpoints[1].write_bytes(damaged)
-    found = start(tmp_path, entry)
+    found = start(tmp_path, chapter_, entry)
     assert found.status == 0
     (line,) = found.happened
     assert line.startswith("dm.tiny.seed=1: began anew: checkpoint.safetensors was altered")
     for run in made.runs:
         ours, whole = tmp_path / "out" / run.task.folder, tmp_path / "whole" / str(run.config.seed)
         assert all((ours / name).read_bytes() == (whole / name).read_bytes() for name in ("distilled.safetensors", "metrics.csv"))
+    assert [each["method"] for each in evaluate.read_rows(tmp_path / "out" / "measured.csv")] == ["Random", "DM"]     # the chapter's
+    record = found.records["03_distribution_matching.preset=tiny,repeats=2"]
+    assert {"03_distribution_matching.ipynb", "table.txt", "distilled.safetensors"} <= record["files"].keys()
 
 
 # ------------------------------------------------------------------------------------------------------------- storage
@@ -422,6 +472,15 @@ def test_a_sweep_at_an_address_gives_what_one_in_a_folder_gives(tmp_path, faults
     assert b"resumed" in found.grid.store.read(folder, "log.txt")           # elsewhere, from what was sent
     assert found.grid.store.read(folder, "part.txt") is None
     assert start(tmp_path, out=address, results=str(tmp_path / "far.csv")).text.count("finished before") == 4
+
+
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_runs_find_the_experts_that_tasks_of_their_own_have_trained(tmp_path, faults, kind):
+    out = f"memory://{tmp_path.name}-experts" if kind == "memory" else str(tmp_path / "out")
+    found = start(tmp_path, {"method": "mtt", "evaluate": "strict-cpu"}, FAST, out=out, results=str(tmp_path / "rows.csv"))
+    assert found.status == 0
+    logs = {run.task.name: found.grid.store.read(run.task.folder, "log.txt").decode() for run in found.grid.runs}
+    assert "experts ['0', '1']" in logs["mtt.tiny"]
 
 
 def test_a_store_sends_a_checkpoint_after_its_metrics_and_the_record_last(tmp_path, monkeypatch):

@@ -90,6 +90,8 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
         if pool:
             expected = {each.task.name: found.minutes for each in [*first, *todo] if (found := report.estimate(each, rows)).minutes}
             records |= work_off(pool, order, grid, report.Progress(len(order), workers, expected))
+            for each in order:
+                publish(grid.results, records[each.name]["rows"])
         if grid.store.remote and grid.results.is_file() and not dry_run:
             grid.store.put(grid.results, grid.results.name)
         return summary(grid, records, session, pool.notes if pool else [])
@@ -118,7 +120,7 @@ def work_off(pool: Here | OnRay, order: Sequence[Task], grid: Grid, progress: re
             while len(records) < len(order):
                 for task, record in pool.ended():
                     records[task.name] = record
-                    if record["state"] == "finished":
+                    with contextlib.suppress(OSError):           # its disk may have room again at the end
                         publish(grid.results, record["rows"])
                     progress.ended(task, record)
         except BaseException:

@@ -83,6 +83,7 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
     local = runs.folder() / "sweeps" / name
     store = Store(given.get("out") or str(local), given.get("shared", ""))
     results = Path(given.get("results") or ((local if store.remote else Path(store.address)) / "measured.csv")).expanduser().resolve()
+    check_results(results)
     common = {key: given[key] for key in ("retries", "timeout_minutes") if key in given}
     expanded: dict[str, Run] = {}
     first: dict[str, Run] = {}
@@ -98,6 +99,8 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
             limits = common | resources | {key: entry[key] for key in common.keys() | {"retries", "timeout_minutes"} if key in entry}
             if negative := [key for key, value in limits.items() if value < (key == "cpus")]:
                 raise ValueError(f"{negative[0]} must be at least {int(negative[0] == 'cpus')}, got {limits[negative[0]]}")
+            if (gpus := limits.get("gpus", 0)) > 1 and gpus != int(gpus):
+                raise ValueError(f"gpus must be a whole number or below 1, got {gpus}")
             for run in expand(entry, limits, first):
                 if run.task.name in expanded:
                     raise ValueError(f"two runs are called {run.task.name!r}: leave one out, or give its entry a `name`")
@@ -108,6 +111,17 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
     complete = [dataclasses.replace(run, task=dataclasses.replace(run.task, needs=tuple(first[need].task.folder for need in run.needs)))
                 for run in expanded.values()]
     return Grid(name, store, results, given.get("limits", {}), given.get("workers", 0), tuple(complete), first)
+
+
+def check_results(path: Path) -> None:
+    """ValueError for a file that rows cannot be appended to."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file: name another for the results")
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            header = file.readline().rstrip("\r\n")
+        if not ",".join(evaluate.COLUMNS).startswith(header):    # a writer may have been killed in mid-header
+            raise ValueError(f"{path} has other columns than {', '.join(evaluate.COLUMNS)}: name another file for the results")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -192,7 +206,7 @@ def expand_method(entry: Mapping[str, Any], limits: Mapping[str, Any], first: di
         needs = begin_with(config, real, limits, first)
         lies = f"gan/{cgan.folder_name(real, config)}" if method is cgan else ""
         task = Task(name=title(entry, f"{stem}.{preset}", changes), kind="method", words=tuple(words), rows=len(wanted),
-                    code=code_version(), place=lies, data=os.environ.get("DDLIB_DATA", ""),
+                    code=code_version(), place=lies, data=real.fingerprint, data_folder=os.environ.get("DDLIB_DATA", ""),
                     identity=identity(method=stem, preset=preset, config=dataclasses.asdict(config), protocols=wanted,
                                       code=code_version(), data=real.fingerprint), **limits)
         yield Run(task, needs, method.NAME, preset, config)
@@ -223,8 +237,7 @@ def typed(name: str, value: Any, like: Any) -> Any:
 
 def begin_with(config: Any, real: data.ImageSet, limits: Mapping[str, Any], first: dict[str, Run]) -> tuple[str, ...]:
     """The names of the tasks whose experts or GAN a run of this config begins with, each added to `first` once."""
-    common = {"code": code_version(), "data": os.environ.get("DDLIB_DATA", ""), **limits}
-    common.pop("timeout_minutes", None)                          # the limit of a run says nothing of these
+    common = {"code": code_version(), "data_folder": os.environ.get("DDLIB_DATA", ""), **limits}
     flags = lambda settings: [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     made: list[Run] = []
     if hasattr(config, "experts"):
@@ -270,7 +283,7 @@ def expand_chapter(entry: Mapping[str, Any], limits: Mapping[str, Any], first: d
         if values.get("protocol"):
             evaluate.with_options(values["protocol"])
         task = Task(name=title(entry, notebook.stem, dict(pairs)), kind="chapter", words=tuple(words), chapter=notebook.stem,
-                    rows=int("results" in known_here), code=code_version(notebook.stem), data=os.environ.get("DDLIB_DATA", ""),
+                    rows=int("results" in known_here), code=code_version(notebook.stem), data_folder=os.environ.get("DDLIB_DATA", ""),
                     identity=identity(chapter=notebook.stem, parameters=values, code=code_version(notebook.stem), data=found), **limits)
         yield Run(task, preset=preset)
 

@@ -149,6 +149,11 @@ class OnRay:
 
     def check(self, tasks: Sequence[Task]) -> None:
         """ValueError if a node has no ddlib or another one, or if no node has what a task asks for."""
+        for name, unit, asked in (("CPU", "CPUs", [task.cpus for task in tasks]), ("GPU", "GPUs", [task.gpus for task in tasks]),
+                                  ("memory", "bytes of memory", [task.memory_gb * 1e9 for task in tasks])):
+            if max(asked) > (has := max(node["Resources"].get(name, 0) for node in self.nodes.values())):
+                raise ValueError(f"a run wants {max(asked):g} {unit} and no node has more than {has:g}: ask for fewer in its resources")
+
         def probe() -> str:                                      # a nested function travels by value: it needs no ddlib to arrive
             try:
                 from ddlib.sweep.work import code_version
@@ -161,15 +166,14 @@ class OnRay:
         found = {key: remote.options(num_cpus=0, scheduling_strategy=affinity(key, soft=False)).remote() for key in self.nodes}
         for key, ref in found.items():
             where = f"node {key[:8]} ({self.nodes[key]['NodeManagerAddress']})"
-            version = self.ray.get(ref, timeout=120)
+            try:
+                version = self.ray.get(ref, timeout=120)
+            except self.ray.exceptions.RayError as error:
+                raise ValueError(f"{where} does not answer ({str(error).splitlines()[0]}): start it again, or go on without it") from None
             if version.startswith("error: "):
                 raise ValueError(f"{where} cannot import ddlib ({version.removeprefix('error: ')}): install it there, as here")
             if version != code_version():
                 raise ValueError(f"{where} has ddlib {version} and this machine {code_version()}: bring both to the same version")
-        for name, field in (("CPU", "cpus"), ("GPU", "gpus")):
-            most = max((getattr(task, field) for task in tasks), default=0)
-            if most > (has := max(node["Resources"].get(name, 0) for node in self.nodes.values())):
-                raise ValueError(f"a run wants {most:g} {name}s and no node has more than {has:g}: ask for fewer in its resources")
 
     def start(self, task: Task) -> None:
         needs = [self.by_folder[need] for need in task.needs if need in self.by_folder]

@@ -70,7 +70,8 @@ class Task:
     retries: int = 1
     needs: tuple[str, ...] = ()                                  # folders of the tasks that come before
     place: str = ""                                              # where a GAN lies in $DDLIB_RUNS
-    data: str = ""                                               # $DDLIB_DATA where the sweep was started
+    data: str = ""                                               # fingerprint of a method's dataset
+    data_folder: str = ""                                        # $DDLIB_DATA where the sweep was started
 
     @property
     def folder(self) -> str:
@@ -153,6 +154,8 @@ def execute(task: Task, store: Store, session: str, gpus: str | None = None) -> 
             try:
                 started = time.monotonic()
                 child(task, folder, home, lock, gpus)
+                if task.data and (found := load_json(folder / "config.json", {}).get("data", task.data)) != task.data:
+                    raise Failed(f"its dataset is another one on {node()} ({found}) than where the sweep was started ({task.data})")
                 rows = read_rows(task, folder)
                 attempt["outcome"] = "finished"
                 record |= {"state": "finished", "rows": rows, "files": digests(folder), "minutes": (time.monotonic() - started) / 60,
@@ -255,7 +258,7 @@ def child(task: Task, folder: Path, home: Path, lock: int, gpus: str | None) -> 
     environment = os.environ | {
         "DDLIB_RUNS": str(home), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])), "PYTHONUNBUFFERED": "1"}
-    environment |= {"DDLIB_DATA": task.data} if task.data else {}
+    environment |= {"DDLIB_DATA": task.data_folder} if task.data_folder else {}
     environment |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
     with open(folder / "log.txt", "a+", encoding="utf-8") as log:
         log.write(f"--- {task.shown} on {node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -330,5 +333,6 @@ def digests(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder)
         skip = name.name.startswith((".", "network-")) or name.name in ("log.txt", "attempts.json", "record.json")
         if path.is_file() and not skip and name.parts[0] not in ("aside", "home"):
-            found[name.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+            with open(path, "rb") as file:
+                found[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
