@@ -643,7 +643,7 @@ def test_a_placed_set_names_what_is_no_picture(tmp_path, name):
         (tmp_path / name / part / "a").mkdir(parents=True)
         (tmp_path / name / part / "a" / "0.png").write_bytes(picture("PNG"))
     assert data.load(name, tmp_path).num_classes == 1
-    for content in (HUGE, EPS, b"", picture("PNG")[:-40], "pipe", "folder", "lost link", "device"):
+    for content in (HUGE, EPS, picture("GIF"), b"", picture("PNG")[:-40], "pipe", "folder", "lost link", "device"):
         fill(tmp_path / name / "train" / "a" / "1.png", content)
         assert answered(lambda: data.load(name, tmp_path), tmp_path / name / "train" / "a" / "1.png") is None
     remove(tmp_path / name / "train")
