@@ -1177,6 +1177,20 @@ _POSTER_SCRIPT = r"""
       }
       return found;
     }
+    function shares() {                                                        // patches of each class, shared ones in parts
+      const across = lefts.map(left => seen(left, wide, now.width, cellsX)), down = tops.map(top => seen(top, high, now.height, cellsY));
+      const found = new Array(total).fill(0);
+      for (const one of across) for (const two of down) {
+        let names = [], best = 0;
+        order.forEach((line, y) => line.forEach((name, x) => {
+          const n = one[x] * two[y];
+          if (n > best) { best = n; names = []; }
+          if (n && n === best) names.push(name);
+        }));
+        for (const name of names) found[name] += 1 / names.length;
+      }
+      return found;
+    }
     const edge = (k, cells, length) => Math.ceil(k * length / cells);          // the first pixel of a cell
 
     // ------------------------------------------------------------------------------------------------------ the knobs
@@ -1272,7 +1286,9 @@ _POSTER_SCRIPT = r"""
       tile(0, count(stored), "stored pixels, " + now.width + " × " + now.height
         + (channels > 1 ? ", of " + channels + " channels: " + count(channels * stored) + " scalars" : ""));
       tile(1, effective().toFixed(3), "images per class: these pixels over those of " + total + " images");
-      tile(2, count(amount), "patches, " + now.across + " × " + now.down + ": the training images");
+      const [few, many] = [Math.min, Math.max].map(pick => +pick(...shares()).toPrecision(3));
+      tile(2, count(amount), "patches, " + now.across + " × " + now.down + ": the training images; of a class "
+        + (few === many ? few : few + " to " + many));
       tile(3, stride.map(way => way === null ? "–" : way.toFixed(2)).join(" / "), "stride across / down; neighbours share "
         + shared.join(" / "));
       tile(4, (amount * wide * high / stored).toFixed(1), "patches cover a pixel, on average; " + low + " to " + top);
@@ -1368,6 +1384,9 @@ _POSTER_SCRIPT = r"""
       for (const name in inputs) for (const input of [inputs[name].slider, inputs[name].number]) input.value = now[name];
       pixel = null; field = measure();
       paint(); numbers(field); show();
+      if (preferred >= 0 && picture() < 0 && !note.textContent)
+        note.textContent = "“" + choice.options[preferred + 1].text + "” has " + pictures[preferred].width + " × "
+          + pictures[preferred].height + " pixels; at another size cells show their classes.";
     }
     // the patch whose middle is nearest
     const nearest = (starts, size, place) => starts.reduce((best, start, k) =>
@@ -1391,6 +1410,9 @@ _POSTER_SCRIPT = r"""
     });
     choice.addEventListener("change", () => {
       preferred = +choice.value; note.textContent = "";
+      if (preferred >= 0 && !fits(pictures[preferred]))
+        note.textContent = "The size is set to that of the picture, " + pictures[preferred].width + " × "
+          + pictures[preferred].height + ".";
       if (preferred >= 0) { now.width = pictures[preferred].width; now.height = pictures[preferred].height; free(); }
       update();
     });

@@ -649,6 +649,8 @@ def test_the_poster_explorer_computes_what_the_library_does(show, sizes):
     assert (f"{bare} of {width * height:,}: they are stored in vain" in page.locator("#size .bare").inner_text()) == (bare > 0)
 
     fixed = poster.fixed_labels(layout, ORDER)                                                   # (N, C)
+    fewest, most = (f"{float(each):.3g}" for each in (fixed.sum(dim=0).min(), fixed.sum(dim=0).max()))
+    assert patches.endswith("of a class " + (fewest if fewest == most else f"{fewest} to {most}"))
     cells = poster.label_cells(layout, ORDER)
     learned = poster.learned_labels(cells, poster.label_windows(layout, 3, 2))                   # (N, C)
     walked = page.locator("#size").evaluate(WALK)
@@ -771,9 +773,12 @@ def test_a_poster_is_shown_where_the_size_is_its_own_and_the_classes_elsewhere(s
     dot = """(c, at) => c.getContext("2d").getImageData(at[0] * c.width, at[1] * c.height, 1, 1).data[0]"""
     shown = lambda x, y: page.locator("#size canvas").first.evaluate(dot, [x, y])
     assert choice.input_value() == "-1"                                                          # it has another size
+    note = page.locator("#size .note")
+    assert note.inner_text() == "“grey” has 13 × 12 pixels; at another size cells show their classes."
     assert [shown(x, 0.25) for x in (0.17, 0.5, 0.83)] == [40 * int(k) for k in ORDER[0]] and shown(0.17, 0.75) == 40 * ORDER[1, 0]
     choice.select_option(label="grey")
     assert [page.locator(f"#size-{name}").input_value() for name in ("width", "height")] == ["13", "12"]
+    assert note.inner_text() == "The size is set to that of the picture, 13 × 12."
     assert shown(0.17, 0.25) == shown(0.4, 0.2) == 17
     assert page.locator("#size > .knob output").inner_text() == "≈ 0.54"
     set_sizes(page, width=14)
