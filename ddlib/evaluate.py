@@ -275,10 +275,14 @@ class Start:
         if self.path is None or not self.path.is_file():
             return None
         header, tensors = files.read_tensors(self.path, "network")
-        if header["key"] != self.key:
-            return None
-        self.net.load_state_dict(tensors)
-        return Trained(self.net, header["steps"], header["seconds"])
+        try:
+            if header["key"] != self.key:
+                return None
+            self.net.load_state_dict(tensors)
+            return Trained(self.net, int(header["steps"]), float(header["seconds"]))
+        except (KeyError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{self.path} is incomplete ({reason}): delete it, and the network is trained again") from None
 
     def batches(self, protocol: Protocol) -> Iterator[train.Batch]:
         """What the network is trained on, before augmentation; the same beside whichever others it is trained."""
@@ -511,8 +515,10 @@ def append_row(path: Path | str, row: dict[str, Any]) -> None:
         elif found.rstrip(b"\r\n") != header:
             raise ValueError(f"{path} has other columns than {', '.join(COLUMNS)}: name another file for the results")
         else:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":                    # a writer was killed in mid-line: start a line of our own
+            file.seek(0)
+            content = file.readall()
+            file.truncate(whole_rows(content))           # a writer was killed in mid-line: its half would swallow ours
+            if not content[:whole_rows(content)].endswith(b"\n"):
                 text.write("\n")
         writer.writerow(row)
         added, size = text.getvalue().encode(), file.seek(0, os.SEEK_END)
@@ -525,13 +531,35 @@ def append_row(path: Path | str, row: dict[str, Any]) -> None:
             raise
 
 
-def read_rows(path: Path | str | None = None) -> list[dict[str, str]]:
-    """The rows of a results file (default: the book's measured.csv), without lines that a killed writer left unfinished."""
+def read_rows(path: Path | str | None = None, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a results file (default: the book's measured.csv), without lines that a killed writer left unfinished.
+
+    ValueError for what is no text with commas or, where `columns` are given, has others.
+    """
     path = Path(path) if path else Path(__file__).resolve().parent.parent / "book" / "results" / "measured.csv"
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+    content = path.read_bytes()
+    if b"\n" not in content:                             # nothing, or not the whole header
+        return []
+    try:
+        reader = csv.DictReader(io.StringIO(content[:whole_rows(content)].decode(), newline=""), strict=True)
+        rows = [row for row in reader if None not in row and None not in row.values()]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or name another file for the results") from None
+    if columns and tuple(reader.fieldnames or ()) != tuple(columns):
+        raise ValueError(f"{path} has other columns than {', '.join(columns)}: name another file for the results")
+    return rows
+
+
+def whole_rows(content: bytes) -> int:
+    """How many bytes of a file of rows are whole rows: all but a last line that was not written to its end."""
+    start = content.rfind(b"\n") + 1
+    try:
+        header, last = (next(csv.reader([line.decode()], strict=True), []) for line in (content.partition(b"\n")[0], content[start:]))
+    except (csv.Error, UnicodeDecodeError):
+        return start
+    return len(content) if len(last) == len(header) else start
 
 
 def with_options(name: str, **changes: Any) -> Protocol:

@@ -161,7 +161,7 @@ def open_buffer(folder: Path | str, device: torch.device | str = "cpu") -> Exper
     folder = Path(folder)
     claim = runs.read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     paths = sorted(folder.glob("expert-*.safetensors"))
-    if not paths or not {"epochs", "num_params"} <= claim.keys():
+    if not paths or not isinstance(claim, dict) or not all(type(claim.get(name)) is int for name in ("epochs", "num_params")):
         raise FileNotFoundError(f"{folder} holds no finished expert: train some with `python -m ddlib.experts --out {folder}`")
     for path in paths:
         check(path, claim)
@@ -259,6 +259,8 @@ class Job:
             runs.check_claim(self.folder, self.claim)
             files.write_text(self.folder / "config.json", json.dumps(self.claim, indent=1))
         missing = [expert for expert in wanted if not self.finished(expert)]
+        for expert in {*wanted} - {*missing}:                    # who trained it may have been killed before that
+            self.tidy(expert)
         if missing:
             left = sum(self.config.epochs + 1 - len(self.resumed(expert).thetas) for expert in missing)    # epochs
             self.announce(missing, left)
@@ -347,8 +349,13 @@ class Job:
             raise
         for expert in team.group:
             files.write_tensors(self.path(expert.number), "expert", self.header(expert.number), {"theta": torch.stack(expert.thetas)})
-            for kind in ("partial", "damaged", "lock"):          # whoever waits for the lock looks for the expert first
-                self.path(expert.number, kind).unlink(missing_ok=True)
+            self.tidy(expert.number)
+
+    def tidy(self, expert: int) -> None:
+        """Remove what a finished expert no longer needs. Whoever waits for its lock looks for the expert first."""
+        for path in (*(self.path(expert, kind) for kind in ("partial", "damaged", "lock")),
+                     *self.folder.glob(f".{self.path(expert).stem}.*.part")):
+            path.unlink(missing_ok=True)
 
     def stop_in_time(self) -> None:
         if time.monotonic() > self.deadline:

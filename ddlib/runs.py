@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 
 from ddlib import data, distilled, files
-from ddlib.methods import Diverged, Method, Step
+from ddlib.methods import Diverged, Method, Step, Unfit
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent                    # the repository, when ddlib runs from one
@@ -158,8 +158,7 @@ def read_checkpoint(folder: Path | str) -> dict[str, Any]:
     path = Path(folder) / "final.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: finish the run with keep_checkpoint=True, from the beginning if it ended without")
-    header, tensors = files.read_tensors(path, "checkpoint")
-    return files.unflatten_tree(header["tree"], tensors)
+    return files.read_tree(path, "checkpoint")[1]
 
 
 def load_data(config: Any, root: Path | str | None = None) -> data.ImageSet:
@@ -173,18 +172,21 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
     claim = json.loads(json.dumps({"method": method.NAME, **dataclasses.asdict(config), "data": real.fingerprint,
                                    "preprocess": real.preprocess.kind}))
     check_claim(out, claim)
-    spent = read_json(out / "time.json")["minutes"] if (out / "time.json").is_file() else 0.0
+    spent = minutes_so_far(out / "time.json")
     if (out / "distilled.safetensors").is_file():
         if keep_checkpoint and not (out / "final.safetensors").is_file():
             raise ValueError(f"the finished run in {out} did not keep its last state: delete that folder to run it again")
         print(f"{method.NAME}: this run was finished before and is read from {out}; delete that folder to run it again")
-        return Result(distilled.load(out / "distilled.safetensors"), config.steps, config.steps, spent, out)
+        syn = distilled.load(out / "distilled.safetensors")
+        tidy(out)                                                # it may have been killed before it came to that
+        return Result(syn, config.steps, config.steps, spent, out)
 
     resume = None
     if (out / "checkpoint.safetensors").is_file():
-        header, tensors = files.read_tensors(out / "checkpoint.safetensors", "checkpoint")
-        resume = files.unflatten_tree(header["tree"], tensors)
-        if header["made_by"] != made_by(real):
+        header, resume = files.read_tree(out / "checkpoint.safetensors", "checkpoint")
+        if not (isinstance(resume, dict) and type(resume.get("index")) is int and 0 < resume["index"] < config.steps):
+            raise ValueError(f"{out / 'checkpoint.safetensors'} is of no step from 1 to {config.steps - 1}: delete it to begin anew")
+        if header.get("made_by") != made_by(real):
             print(f"{method.NAME}: {out} was begun by another version or device; the result will mix both")
     if prepare := getattr(method, "prepare", None):
         try:
@@ -234,6 +236,9 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
         if step is not None:
             print(f"interrupted after step {step.index} of {config.steps}: run the same again to go on from about there")
         raise
+    except Unfit as error:
+        raise ValueError(f"{out / 'checkpoint.safetensors'} does not fit ({error}), as one of another version may: delete it to begin "
+                         "anew") from None
     except Diverged as error:
         if step is not None and good is not None:
             step.syn.load_state_dict(good[1])
@@ -245,8 +250,7 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
     if keep_checkpoint:
         save("final")                                            # before the set, whose presence says that all is done
     save("distilled")
-    for leftover in (out / "checkpoint.safetensors", *out.rglob(".*.part")):
-        leftover.unlink(missing_ok=True)
+    tidy(out)
     return Result(distilled.load(out / "distilled.safetensors"), config.steps, config.steps,
                   spent + (time.monotonic() - started) / 60, out)
 
@@ -271,6 +275,26 @@ def alone(out: Path, seconds: float = 0.0) -> Iterator[None]:
         yield
 
 
+def tidy(out: Path) -> None:
+    """Remove what only an unfinished run needs, and what a killed one left half-written; an evaluation may be at its networks."""
+    for left in (out / "checkpoint.safetensors", *out.glob(".*.part"), *out.glob("snapshots/.*.part")):
+        if not left.name.startswith(".network-"):
+            left.unlink(missing_ok=True)
+
+
+def minutes_so_far(path: Path) -> float:
+    """What time.json says; 0 without one."""
+    if not path.is_file():
+        return 0.0
+    try:
+        minutes = float(json.loads(path.read_text(encoding="utf-8"))["minutes"])
+        if not 0 <= minutes < math.inf:
+            raise ValueError(f"{minutes} minutes")
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the minutes count from 0") from None
+    return minutes
+
+
 def made_by(real: data.ImageSet) -> dict[str, str]:
     """What decides the bits of a run besides its config."""
     return {**provenance(), "device": device_name(real.train.images.device)}
@@ -279,7 +303,7 @@ def made_by(real: data.ImageSet) -> dict[str, str]:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete its folder and run again") from None
 
 
@@ -288,6 +312,8 @@ def check_claim(out: Path, claim: dict[str, Any]) -> None:
     if not (out / "config.json").is_file():
         return
     found = read_json(out / "config.json")
+    if not isinstance(found, dict):
+        raise ValueError(f"{out / 'config.json'} is damaged (it holds no settings): delete its folder and run again")
     differ = sorted(name for name in claim.keys() | found.keys() if claim.get(name) != found.get(name))
     if differ:
         pairs = ", ".join(f"{name} = {found.get(name)!r} there, {claim.get(name)!r} now" for name in differ)
@@ -298,18 +324,37 @@ class Metrics:
     """metrics.csv: one line a step, of which the first `keep` steps of an earlier try are kept."""
 
     def __init__(self, path: Path, keep: int):
-        self.path = path
+        self.path, self.keep = path, keep
         self.lines: list[str] = []
-        if keep and path.is_file():
-            header, *rows = path.read_text().splitlines()
-            kept = [row for row in rows if row.count(",") == header.count(",") and int(row.split(",")[0]) <= keep]
-            files.write_text(path, "\n".join([header, *kept]) + "\n")
+        self.header = ""
+        if keep:
+            self.header, *rows = self.first()
+            files.write_text(path, "\n".join([self.header, *rows]) + "\n")
         else:
             path.unlink(missing_ok=True)
 
+    def first(self) -> list[str]:
+        """The header and the lines of the steps that are kept; ValueError where they are not there."""
+        try:
+            header, *rows = self.path.read_text(encoding="utf-8").splitlines()[:self.keep + 1] if self.path.is_file() else [""]
+            steps = [int(row.partition(",")[0]) for row in rows if [float(value) for value in row.split(",")]]
+            if steps != [*range(1, self.keep + 1)] or {row.count(",") for row in (header, *rows)} != {header.count(",")}:
+                raise ValueError("a line is missing")
+            return [header, *rows]
+        except ValueError as error:
+            raise self.damaged(error) from None
+
+    def damaged(self, reason: object) -> ValueError:
+        return ValueError(f"{self.path} does not have the first {self.keep} steps of its run ({reason}): restore it, or delete its folder "
+                          "and run again")
+
     def add(self, step: Step) -> None:
-        if not self.lines and not self.path.is_file():
-            self.lines.append(",".join(["step", *step.losses]))
+        header = ",".join(["step", *step.losses])
+        if not self.header:
+            self.header = header
+            self.lines.append(header)
+        if self.header != header:
+            raise self.damaged(f"its columns are {self.header!r}")
         self.lines.append(",".join([str(step.index), *(repr(value) for value in step.losses.values())]))
 
     def flush(self) -> None:

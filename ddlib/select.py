@@ -207,7 +207,7 @@ def select_and_evaluate(arguments: argparse.Namespace) -> None:
             command = (f"python -m ddlib.select --dataset {real.name} --methods {method} --ipcs {ipc} --width {arguments.width} "
                        f"--feature-epochs {arguments.feature_epochs} --forgetting-epochs {arguments.forgetting_epochs} "
                        f"--evaluate {arguments.evaluate} --seed {arguments.seed}{options}")
-            rows = evaluate.read_rows(Path(arguments.results)) if arguments.results else []
+            rows = evaluate.read_rows(Path(arguments.results), evaluate.COLUMNS) if arguments.results else []
             h, w = stored_side(real.shape, min(ipc, 1))
             version = f"shrunk to {w}x{h}" if ipc < 1 else ""
             done = {(row["eval_arch"], row["variant"]) for row in rows if row["command"] == command}

@@ -699,8 +699,6 @@ def test_damaged_tables_of_the_papers_are_named(home, choice):
 
 # -------------------------------------------------------------------------------------------- runs, experts, rows, networks
 
-WAITS = pytest.mark.xfail(reason="runs, experts, evaluate and methods do not answer all of it yet", strict=False)
-
 TINY = replace(dm.PRESETS["tiny"], width=2, steps=3, real_batch=2)
 
 
@@ -730,7 +728,6 @@ def lay(folder: Path, contents: dict[str, bytes | str]) -> Path:
     return folder
 
 
-@WAITS
 @fuzz(150)
 @given(choice=st.data())
 def test_a_run_with_a_damaged_file_ends_as_it_should_or_names_the_file(begun, ended, home, toy, choice):
@@ -746,7 +743,6 @@ def test_a_run_with_a_damaged_file_ends_as_it_should_or_names_the_file(begun, en
     assert not list(folder.glob(".*.part"))
 
 
-@WAITS
 def test_a_checkpoint_of_another_version_is_named(begun, home, toy):
     """Its checksum is right, and something is not there, has another shape or stands where something else should."""
     path = home / "other" / "checkpoint.safetensors"
@@ -790,7 +786,6 @@ def buffer(home: Path, toy: ImageSet) -> dict[str, bytes]:
     return Contents({path.name: path.read_bytes() for path in (home / "buffer").iterdir()})
 
 
-@WAITS
 @fuzz(120)
 @given(choice=st.data())
 def test_a_damaged_buffer_of_experts_is_read_or_refused(buffer, home, choice):
@@ -819,7 +814,6 @@ def test_a_forged_expert_is_refused(buffer, home, choice):
 ROW = dict.fromkeys(evaluate.COLUMNS, "1") | {"dataset": "toy", "variant": "tau 8.0, width 4", "command": "python -m ddlib.methods.dm"}
 
 
-@WAITS
 @fuzz(150)
 @given(choice=st.data())
 def test_a_damaged_file_of_rows_gives_whole_rows_and_takes_new_ones_or_is_named(home, choice):
@@ -839,7 +833,6 @@ def test_a_damaged_file_of_rows_gives_whole_rows_and_takes_new_ones_or_is_named(
         assert before is None or path.read_bytes() == before
 
 
-@WAITS
 def test_a_row_cut_anywhere_does_not_swallow_the_next_one(home):
     """A disk that is full takes part of a line."""
     path = home / "cut.csv"
@@ -859,7 +852,6 @@ def test_a_row_cut_anywhere_does_not_swallow_the_next_one(home):
 PROTOCOL = evaluate.with_options("strict-cpu", steps=1, repeats=1, width=2)
 
 
-@WAITS
 @fuzz(60)
 @given(choice=st.data())
 def test_a_damaged_network_of_an_evaluation_is_read_or_named(ended, home, toy, choice):
@@ -903,7 +895,6 @@ def test_any_parameters_of_a_chapter_become_values_or_are_named(given_, name):
     answered(lambda: chapter.find(name, ROOT / "notebooks"))
 
 
-@WAITS
 @fuzz(200)
 @given(text=WORDS | st.text(alphabet="flipcropsca_le,:x/0123456789", max_size=20))
 def test_any_text_of_an_option_is_read_or_refused(toy, text):

@@ -37,9 +37,12 @@ class State:
         """Put back what was saved and return the number of steps done, 0 when there is nothing to resume."""
         if resume is None:
             return 0
-        for name, part in self.parts.items():
-            (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(resume[name])
-        return resume["index"]
+        try:
+            for name, part in self.parts.items():
+                (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(resume[name])
+            return resume["index"]
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise Unfit(f"{type(error).__name__}: {error}".splitlines()[0]) from None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Method(Protocol):
     @property
     def distill(self) -> Any: ...
     # a method with experts also has prepare(real, config, minutes), which `runs.run` calls first (see experts.prepare)
+
+
+class Unfit(ValueError):
+    """A saved state that is not one of the run that is to go on from it."""
 
 
 class Diverged(FloatingPointError):
@@ -127,7 +134,8 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
     train.keep_freed_memory()
     config = dataclasses.replace(preset(method, arguments.preset), **changes)
     wanted = evaluations(method, config, arguments.evaluate, arguments.networks, getattr(arguments, "ipcs", None) or ())
-    rows = [row for row in evaluate.read_rows(arguments.results) if row["command"] == command] if arguments.results else []
+    rows = evaluate.read_rows(arguments.results, evaluate.COLUMNS) if arguments.results else []
+    rows = [row for row in rows if row["command"] == command]
     done = {(row["protocol"], row["eval_arch"], row["variant"], ipc) for row in rows for ipc in (row["ipc"], "None")}
     variant = getattr(config, "variant", "")                     # which version of the method, for those that have several
     missing = [(protocol, ipc) for protocol, ipc in wanted
@@ -188,7 +196,7 @@ def parse_network(text: str) -> tuple[str, int | None]:
     name, _, width = text.partition(":")
     if name not in models.NETWORKS:
         raise ValueError(f"unknown network {name!r}; choose from {', '.join(models.NETWORKS)}")
-    if width and not width.isdigit():
+    if width and not (width.isdecimal() and len(width) < 6 and int(width)):
         raise ValueError(f"write a network as NAME or NAME:WIDTH, such as resnet18:16, not {text!r}")
     return name, int(width) if width else None
 
