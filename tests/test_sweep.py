@@ -51,6 +51,8 @@ if fault.exists():
     if kind == "hang":
         subprocess.Popen(["sleep", "100"], start_new_session=True)           # like a notebook's kernel
         time.sleep(100)
+    if kind == "sleep":
+        time.sleep(100)
     if kind == "data":
         open("config.json", "w").write('{{"data": "another"}}')
     if kind == "kill":
@@ -353,6 +355,22 @@ def test_a_driver_killed_at_random_moments_loses_nothing_and_doubles_nothing(tmp
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a child whose worker was killed goes on to its end")
+def test_a_killed_driver_takes_its_children_with_it(tmp_path, faults):
+    for seed in range(4):
+        faults(f"dm.tiny.seed={seed}", "sleep")
+    pid = forked(lambda: start(tmp_path).status)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out").glob("*/part.txt"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    deadline = time.monotonic() + 5
+    while working_in(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not working_in(tmp_path)
+
+
 def test_an_interrupted_sweep_ends_its_children_and_says_how_to_go_on(tmp_path, faults, capfd):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"runs": [FAST], "out": str(tmp_path / "out")}))
     for seed in range(4):
@@ -381,6 +399,13 @@ def test_exit_statuses_tell_what_became_of_a_sweep(tmp_path, faults, capsys):
     path.write_text("runs: [{method: nothing}]")
     assert __main__.main([str(path)]) == 2
     assert "error: entry 1 of runs: unknown method 'nothing'" in capsys.readouterr().err
+
+
+def test_code_that_changes_while_a_sweep_runs_is_noticed(tmp_path, faults, monkeypatch):
+    monkeypatch.setattr(work, "code_version", lambda chapter="": "edited since")
+    found = start(tmp_path)
+    assert len(found.failed) == 4 and "ddlib is not the version that the sweep was started with" in found.text
+    assert not list((tmp_path / "out").rglob("log.txt"))
 
 
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path, faults):
@@ -529,6 +554,7 @@ def test_beyond_a_limit_it_asks_and_nobody_to_ask_means_no(tmp_path, faults, mon
 
 
 def test_progress_counts_what_is_done_running_failed_and_left(capsys):
+    assert "0 of 4 done, 2 running, 0 failed, time left not known yet" in report.Progress(4, 2, {}).state()
     progress = report.Progress(4, 2, {"b": 3.0})
     tasks = {name: Task(name=name, kind="method", words=(), identity="", code="") for name in "abcd"}
     progress.ended(tasks["a"], {"state": "finished", "minutes": 1.0, "rows": []})

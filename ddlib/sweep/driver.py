@@ -118,6 +118,7 @@ def work_off(pool: Here | OnRay, order: Sequence[Task], grid: Grid, progress: re
             for task in order:
                 pool.start(task)
             while len(records) < len(order):
+                progress.tick()
                 for task, record in pool.ended():
                     records[task.name] = record
                     with contextlib.suppress(OSError):           # its disk may have room again at the end

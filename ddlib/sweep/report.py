@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import statistics
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,11 +81,11 @@ class Progress:
     def __init__(self, total: int, workers: int, expected: Mapping[str, float]):
         self.total, self.workers, self.expected = total, workers, dict(expected)    # minutes of a task, by name
         self.done, self.failed, self.spent = 0, 0, list[float]()
-        self.began, self.bar = time.monotonic(), None
+        self.bar: Any = None
         if sys.stderr.isatty():
             try:
                 from tqdm import tqdm
-                self.bar = tqdm(total=total, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} {desc}")
+                self.bar = tqdm(total=total, bar_format="{percentage:3.0f}% |{bar:24}| {desc}")
             except ImportError:
                 pass                                             # tqdm is an extra: plain lines do as well
 
@@ -100,16 +99,21 @@ class Progress:
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
             self.bar.update()
-            self.bar.set_description_str(self.state())
         else:
             print(f"{self.state()}  {line}", flush=True)
+
+    def tick(self) -> None:
+        """Keep a terminal's bar up to date."""
+        if self.bar is not None:
+            self.bar.set_description_str(self.state())
 
     def state(self) -> str:
         """Done, running, failed, time left: what rows tell of the tasks ahead, and for others the mean of those that ended."""
         ahead = self.total - self.done - self.failed
         mean = statistics.fmean(self.spent) if self.spent else 0.0
-        left = (sum(self.expected.values()) + mean * max(0, ahead - len(self.expected))) / self.workers
-        return f"[{self.done} of {self.total} done, {min(ahead, self.workers)} running, {self.failed} failed, about {left:.1f} min left]"
+        minutes = (sum(self.expected.values()) + mean * max(0, ahead - len(self.expected))) / self.workers
+        left = f"about {minutes:.1f} min left" if self.spent or self.expected or not ahead else "time left not known yet"
+        return f"[{self.done} of {self.total} done, {min(ahead, self.workers)} running, {self.failed} failed, {left}]"
 
     def close(self) -> None:
         if self.bar is not None:
