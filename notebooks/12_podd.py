@@ -489,7 +489,7 @@ print(f"{ablation_steps} updates, {ablation_seeds} seeds:")
 for title, group in together.items():
     values = next(iter(group.values()))
     print(f"  {title:>8}: {statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
-print("patches of a class: " + ", ".join(f"{x}x{y} {share_of(replace(layout, patches_x=x, patches_y=y))}" for x, y in cuts))
+print("patches of a class:\n  " + ", ".join(f"{x}x{y} {share_of(replace(layout, patches_x=x, patches_y=y))}" for x, y in cuts))
 if ablation_seeds > 1:
     spread_of = lambda groups: statistics.mean(statistics.stdev(next(iter(group.values()))) for group in groups)
     print(f"deviation over seeds, mean: patches {spread_of(by_patches.values()):.1f},\n"
@@ -567,7 +567,8 @@ for dataset in ("fashion_mini", "fashion_mnist", "cifar10"):
         labels, posed = count**2 if "learned" in title else 0, re.search(r"poster (\d+)x(\d+)/(\d+)x(\d+)$", title)
         total = int(row["budget_scalars"]) - labels if row else count * scalars
         images = different(*map(int, posed.groups()), patch) if posed else count
-        short = title.split(" 98")[0].replace("from photographs", "photos").replace("from noise", "noise").replace(" to ", " ")
+        short = title.split(" 98")[0].replace("from photographs", "photos").replace("from noise", "noise")
+        short = short.removeprefix("Random, ").replace(" to ", " ")
         lines.append((short, f"{total:,}", f"{labels}", f"{images}", value(row) if row else papers.NOT_RUN))
         if row:
             series.setdefault(title.split(" to ")[0].split(" 98")[0], []).append((total, row))
