@@ -59,8 +59,8 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
 
     ray: "local" or the address of a cluster; "": this machine, without Ray. ask: answers the question whether to go on where
     an estimate exceeds a limit of the grid; yes: is that answer. dry_run: tell, and start nothing. changes: keys of the grid
-    to replace, such as workers=4. ValueError or OSError, one sentence, where the sweep cannot begin; KeyboardInterrupt, with
-    everything saved that was, when it is interrupted.
+    to replace, such as workers=4 (of this machine, or of the Ray that "local" starts). ValueError or OSError, one sentence,
+    where the sweep cannot begin; KeyboardInterrupt, with nothing lost that was finished, when it is interrupted.
     """
     grid = grids.read(source, **changes)
     session = uuid.uuid4().hex[:12]
@@ -78,7 +78,7 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
         first = [run for name, run in grid.first.items() if name in needed and name not in records]
         order = [run.task for run in [*first, *todo]]
         pool: Here | OnRay | None = None
-        if not dry_run and todo:
+        if todo and not (dry_run and ray):                       # to tell of a cluster would be to connect to it
             pool = OnRay(grid.store, session, order, ray, grid.workers) if ray else Here(grid.store, session, order, grid.workers)
             after.callback(lambda: pool.close())
         rows = [*evaluate.read_rows(), *evaluate.read_rows(grid.results)]
@@ -87,7 +87,7 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
         print(f"{grid.name}: {plan}\n{workers} at a time, in {grid.store.address}; rows go to {grid.results}", flush=True)
         if (too_much := plan.beyond(grid.limits)) and todo and not yes and not dry_run and not (ask and ask(", ".join(too_much))):
             raise ValueError(f"the sweep would take {', '.join(too_much)}: raise the limit, or say --yes")
-        if pool:
+        if pool and not dry_run:
             expected = {each.task.name: found.minutes for each in [*first, *todo] if (found := report.estimate(each, rows)).minutes}
             records |= work_off(pool, order, grid, report.Progress(len(order), workers, expected))
             for each in order:

@@ -58,12 +58,13 @@ class Here:
         futures.wait(needs)                                      # they were started earlier, so this ends
         slot = self.slots.get()
         try:
-            while True:
+            for _ in range(1 + task.retries):
                 if work.stopping.is_set():
                     raise work.Stopped
                 record = execute(task, self.store, self.session, share(slot, task.gpus))
-                if record["state"] == "finished" or failures(record, self.session) > task.retries:
-                    return record
+                if record["state"] == "finished":
+                    break
+            return record
         finally:
             self.slots.put(slot)
 

@@ -167,7 +167,9 @@ def execute(task: Task, store: Store, session: str, gpus: str | None = None) -> 
                 with suppress(OSError):
                     save_attempts(folder, attempts)
                 raise
-    except (Failed, OSError, ValueError) as error:
+    except Stopped:
+        raise
+    except Exception as error:                                   # storage has errors of its own: one run fails, not the sweep
         problem = attempt["outcome"] = attempt["outcome"] if attempt["outcome"] not in ("lost", "finished") else plain(error)
         if attempt not in attempts:
             attempts.append(attempt)

@@ -3,7 +3,8 @@
     python tests/bench/sweeps.py [here] [cluster] [killed] [--grid FILE] [--out FOLDER] [--results FILE]
 
 Each of the three is a sweep of its own with two runs at a time. Appends a line for each to book/results/sweeps.csv: wall
-minutes, minutes of the runs added up, and how many rows are equal to those of the first (in all but device, minutes, peak_mb).
+minutes, minutes of the runs added up, how many rows are equal to those of the first (in all but device, minutes, peak_mb), and
+the machine's load: more than two tell that the cores were shared, and that wall minutes say little.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ddlib.sweep import driver
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("sweep", "runs", "failed", "workers", "wall_minutes", "run_minutes", "rows", "equal_rows", "retries", "commit", "cores",
-           "command")
+           "load", "command")
 
 
 def rows_of(path: Path) -> set[tuple[str, ...]]:
@@ -76,7 +77,7 @@ def main() -> None:
                 "run_minutes": f"{sum(record['minutes'] for record in report.records.values()):.2f}", "rows": len(rows),
                 "equal_rows": len(rows & first) if first else "",
                 "retries": sum(max(0, len(record["attempts"]) - 1) for record in report.records.values()),
-                "commit": runs.provenance()["commit"], "cores": os.cpu_count(),
+                "commit": runs.provenance()["commit"], "cores": os.cpu_count(), "load": f"{os.getloadavg()[2]:.0f}",
                 "command": shlex.join(["python", "tests/bench/sweeps.py", which])}
         new = not given.results.is_file()
         with open(given.results, "a", newline="", encoding="utf-8") as file:
