@@ -754,8 +754,8 @@ print(f"  as it was: {same[0]:.1f}")
 for title, change in (("cyclic", {"cyclic": True}), ("shifted by 2", {"shift": 2})):
     print(f"  {title}: {short_run(across, down, order, seed, **change):.1f}")
 print("patches of a class:", share_of(layout), "and, cyclic,", share_of(round_trip))
-chapter.answer("On a cyclic poster pixels are used more equally, and so are classes: no corner has fewer patches. Classes at opposite "
-               "edges become neighbours, which PoCO's score does not know. A shift moves labels with the patch, so the label is right for "
+chapter.answer("On a cyclic poster pixels are used more equally; the shares of classes stay unequal. Classes at opposite edges become "
+               "neighbours, which PoCO's score does not know. A shift moves labels with the patch, so the label is right for "
                "what is cut. One run each says nothing about which is better: in the ablation two distillations of one setting differ by "
                "as much as these.")
 
