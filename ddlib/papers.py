@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TABLES = Path(__file__).parent / "assets" / "paper_tables.csv"
 PAPERS = {
@@ -53,7 +53,11 @@ SETTINGS_KEPT = {                                # options of a command that lea
 DIVERGED: dict[tuple[Any, ...], str] = {         # (dataset, protocol, method, ipc, network) of what was tried and has no row
     ("fashion_mini", "strict-cpu", "DM", 1, "alexnet"): "DM on alexnet: of five networks one diverged and one stayed at chance",
 }
+# Two-sided 95 % quantiles of Student's t by degrees of freedom; between two of them the one of the fewer degrees counts.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 12: 2.179, 15: 2.131,
+       20: 2.086, 30: 2.042, 60: 2.000, 120: 1.980}
 STATES = ("as published", "stand-in", "other data", NOT_RUN)
+AGAIN = "counts in place of an earlier row like it; exercise 1 of the last chapter has both"
 NEEDED = ("dataset", "method", "ipc", "eval_arch", "variant", "accuracy_mean", "accuracy_std", "n", "protocol", "preset", "budget_scalars",
           "commit", "device", "minutes")
 
@@ -573,6 +577,7 @@ class Match:
 
     cell: Cell
     row: Mapping[str, Any] | None
+    again: bool = False                       # the row counts in place of an earlier one like it
 
     @property
     def state(self) -> str:
@@ -597,6 +602,15 @@ class Match:
         preset, changed = str(row.get("preset") or ""), set(re.findall(r"--([a-z][a-z-]*)", str(row.get("command") or "")))
         return (self.protocol == "published" and _split_variant(row)[1] is None and not changed - SETTINGS_KEPT
                 and preset != "" and preset.split("-")[0] not in ("cpu", "gpu", "tiny"))
+
+    @property
+    def changes(self) -> str:
+        """What a row's command changed of a preset that is not one for a CPU: "--steps 250", or ""."""
+        row = self.row or {}
+        if str(row.get("preset") or "cpu").split("-")[0] in ("cpu", "tiny"):
+            return ""
+        options = re.findall(r"--([a-z][a-z-]*) ([^-\s]\S*)", str(row.get("command") or ""))
+        return " ".join(f"--{name} {value}" for name, value in options if name not in SETTINGS_KEPT)
 
 
 def own_cells(paper: str | None = None) -> list[Cell]:
@@ -646,19 +660,24 @@ def version(row: Mapping[str, Any]) -> str:
     return text
 
 
-def latest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of rows that differ in nothing but when they were made, the last in file order, whatever their accuracies; no "tiny" ones.
+def alike(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Groups of rows that differ in nothing but when they were made, each in file order; no "tiny" ones.
 
-    Another seed is another distillation, and stays. Settings that have no column (see "command") may differ.
+    Another seed is another distillation, another preset another set of settings: both are groups of their own. Settings that have
+    no column (see "command") may differ within a group.
     """
-    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("preset") != "tiny":
             key = (*(row[name] for name in ("dataset", "method", "eval_arch", "variant", "protocol", "preset")), parse_ipc(row["ipc"]),
                    _seed(row))
-            found.pop(key, None)
-            found[key] = row
+            found[key] = [*found.pop(key, []), row]
     return list(found.values())
+
+
+def latest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of rows that are `alike` the last in file order, whatever their accuracies."""
+    return [group[-1] for group in alike(rows)]
 
 
 def matches(rows: Iterable[Mapping[str, Any]], printed: Iterable[Cell] | None = None) -> list[Match]:
@@ -667,7 +686,9 @@ def matches(rows: Iterable[Mapping[str, Any]], printed: Iterable[Cell] | None = 
     Of equal rows the latest counts. A cell has a line for each row, nearest data first, or a single one without a row.
     """
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in latest(rows):
+    groups = alike(rows)
+    again = {id(group[-1]) for group in groups if len(group) > 1}
+    for *_, row in groups:
         for dataset in filter(None, (row["dataset"], STAND_INS.get(row["dataset"]))):
             found.setdefault((dataset, row["method"], parse_ipc(row["ipc"]), row["eval_arch"], version(row)), []).append(row)
     lines = []
@@ -675,7 +696,8 @@ def matches(rows: Iterable[Mapping[str, Any]], printed: Iterable[Cell] | None = 
         wanted = version({"method": cell.method, "variant": cell.claim[-1]})
         about = found.get((cell.dataset, cell.method, cell.ipc, cell.eval_arch, wanted), [])
         nearest = [row for row in about if row["dataset"] == cell.dataset]
-        lines += [Match(cell, row) for row in nearest + [row for row in about if row not in nearest]] or [Match(cell, None)]
+        about = nearest + [row for row in about if row not in nearest]
+        lines += [Match(cell, row, id(row) in again) for row in about] or [Match(cell, None)]
     return lines
 
 
@@ -688,51 +710,78 @@ def tally(found: Iterable[Match]) -> Table:
     lines = []
     for paper in (*PAPERS, "all"):
         states = [state for cell, state in best.values() if paper in (cell.paper, "all")]
-        lines.append((paper, str(len(states)), *(str(states.count(state)) for state in STATES)))
-    columns = ("paper", "own cells", *STATES)
-    return Table(columns, tuple(lines), ("as published: the paper's protocol, networks as wide as there, a published preset left as it is",
+        claims = {(cell.paper, cell.claim) for cell, _ in best.values() if paper in (cell.paper, "all")}
+        lines.append((paper, str(len(states)), str(len(claims)), *(str(states.count(state)) for state in STATES)))
+    columns = ("paper", "own cells", "distinct", *("only other data" if state == "other data" else state for state in STATES))
+    return Table(columns, tuple(lines), ("distinct: what is printed in several tables counts once; the other columns count all",
+                                         "as published: the paper's protocol, networks as wide as there, a published preset left as it is",
                                          "stand-in: the same data, method, IPC and kind of network; smaller networks and shorter runs",
-                                         "other data: only fashion_mini, about a tenth of Fashion-MNIST"),
+                                         "only other data: nothing but fashion_mini, about a tenth of Fashion-MNIST"),
                  numeric=frozenset(columns[1:]), caption="What the papers print of their own methods, and what stands beside it")
 
 
 def standings(found: Sequence[Match], caption: str = "") -> tuple[Table, dict[str, list[str]]]:
     """All lines of `matches` as a table, and what each is filtered by, {"paper": one entry per line, ...}, for `widgets.finder`."""
-    columns = ("cell, IPC", "printed", "ours: mean±std (n)", "off by ± error", "protocol", "scalars", "preset", "network, version", "width",
-               "device", "minutes", "commit", "where")
-    lines: list[tuple[str, ...]] = []
+    columns = ["cell, IPC", "protocol", "preset", "printed", "ours: mean±std (n)", "off by ± error", "scalars", "network, version", "width",
+               "minutes", "device", "commit", "where"]
+    devices = {str(match.row["device"] or "-") for match in found if match.row}
+    lines: list[list[str]] = []
     notes: list[str] = []
     for match in found:
         cell, row = match.cell, match.row
-        who = ", ".join(filter(None, [cell.eval_arch or "-", cell.variant]))
+        who, name = ", ".join(filter(None, [cell.eval_arch or "-", cell.variant])), f"{cell.paper} {cell.dataset}, {cell.ipc}"
         if row is None:
-            lines.append((f"{cell.paper} {cell.dataset}, {cell.ipc}", cell.value, NOT_RUN, *["-"] * 4, who, *["-"] * 4, cell.place))
+            lines.append([name, "-", "-", cell.value, NOT_RUN, "-", "-", who, *["-"] * 4, cell.place])
             continue
         ours = _value(float(row["accuracy_mean"]), _number(row["accuracy_std"])) + (f" ({row['n']})" if row["n"] else "")
         if match.state == "other data":
             ours += f" [{_footnote(notes, 'ours: ' + _stand_in(row['dataset'], cell.dataset))}]"
+        if match.again:
+            ours += f" [{_footnote(notes, AGAIN)}]"
         text = _split_variant(row)[0]
         who += f"; ours {text}" if text and text != cell.claim[-1] else ""
-        off, error = difference(row, cell)
+        off, error, _ = difference(row, cell)
         scalars, minutes, preset = _number(row["budget_scalars"]), _number(row["minutes"]), (row["preset"] or "-") + _seed(row)
-        lines.append((f"{cell.paper} {cell.dataset}, {cell.ipc}", cell.value, ours, f"{off:+.1f} ± {error:.1f}", row["protocol"],
-                      "-" if scalars is None else f"{scalars:,.0f}", preset, who, str(_split_variant(row)[1] or "usual"),
-                      row["device"] or "-", "-" if minutes is None else f"{minutes:.1f}", (row["commit"] or "-")[:7], cell.place))
-    notes.append("± is one standard error of the difference of two means, over our n networks and five of the paper's; "
+        if match.changes:
+            preset += f" [{_footnote(notes, f'the preset {preset} changed by {match.changes}')}]"
+        lines.append([name, row["protocol"], preset, cell.value, ours, f"{off:+.1f} ± {error:.1f}",
+                      "-" if scalars is None else f"{scalars:,.0f}", who, str(_split_variant(row)[1] or "usual"),
+                      "-" if minutes is None else f"{minutes:.1f}", row["device"] or "-", (row["commit"] or "-")[:7], cell.place])
+    notes.append("± is one standard error of the difference of two means, over our n networks and five (assumed) of the paper's; "
                  "where nothing is printed, of ours alone")
+    notes.append("scalars: ours; of the papers' own methods only those of plain images (DDPP) follow from the IPC")
     if any(match.row and match.cell.method in GO_ON_FROM_A_GAN for match in found):
         notes.append("minutes of DiM, GLD and SKD are those of their own updates and test networks; the GAN's are in the row of CGAN")
+    if len(devices) == 1:                                    # a column that says one thing is a note
+        notes.append(f"device of every row: {next(iter(devices))}")
+        at = columns.index("device")
+        for line in (columns, *lines):
+            del line[at]
     by = {"paper": [match.cell.paper for match in found], "dataset": [match.cell.dataset for match in found],
           "IPC": [str(match.cell.ipc) for match in found], "network": [match.cell.eval_arch or "-" for match in found],
           "protocol": [match.protocol for match in found], "state": [match.state for match in found]}
     numeric = frozenset({"printed", "ours: mean±std (n)", "off by ± error", "scalars", "width", "minutes"})
-    return Table(columns, tuple(lines), tuple(notes), caption, numeric), by
+    return Table(tuple(columns), tuple(map(tuple, lines)), tuple(notes), caption, numeric), by
 
 
-def difference(row: Mapping[str, Any], cell: Cell, n: int = 5) -> tuple[float, float]:
-    """Ours minus print in points, and the standard error of that: each mean's spread over networks, divided by their number.
+class Difference(NamedTuple):
+    """One mean minus another, in points."""
 
-    n: networks behind the printed number. Where no deviation is printed, or a row has one network, that part counts as 0.
+    points: float
+    error: float                              # its standard error
+    reach: float                              # how far it must be from 0 to count: Student's 95 % quantile times the error, or inf
+
+    @property
+    def sign(self) -> int:
+        """+1 or -1 where the difference counts, else 0."""
+        return (self.points > self.reach) - (self.points < -self.reach)
+
+
+def difference(row: Mapping[str, Any], cell: Cell, n: int = 5) -> Difference:
+    """Ours minus print in points, the standard error of that (each mean's spread over networks, divided by their number), its reach.
+
+    n: networks behind the printed number. Where no deviation is printed, or a row has one network, that part counts as 0. Where
+    neither side has a spread the reach is infinite: nothing says how far off the means may be.
     """
     return _apart(_measured(row), (cell.accuracy_mean, cell.accuracy_std, n))
 
@@ -742,10 +791,15 @@ def _measured(row: Mapping[str, Any]) -> tuple[float, float | None, float | None
     return float(row["accuracy_mean"]), _number(row["accuracy_std"]), _number(row["n"])
 
 
-def _apart(one: tuple[float, float | None, float | None], other: tuple[float, float | None, float | None]) -> tuple[float, float]:
-    """One mean minus another, and its standard error, from (mean, deviation, number) of each."""
-    errors = [std / math.sqrt(n or 1) for _, std, n in (one, other) if std is not None and not math.isnan(std)]
-    return one[0] - other[0], math.hypot(*errors)
+def _apart(one: tuple[float, float | None, float | None], other: tuple[float, float | None, float | None]) -> Difference:
+    """One mean minus another, from (mean, deviation, number) of each, after Welch: neither spread is taken for the other's."""
+    parts = [(std**2 / (n or 1), (n or 1) - 1) for _, std, n in (one, other) if std is not None and not math.isnan(std)]
+    variance = sum(part for part, _ in parts)
+    below = sum(part**2 / freedom if freedom else math.inf for part, freedom in parts if part)
+    degrees = variance**2 / below + 1e-9 if below else 0.0              # rounding must not take 8 degrees for 7
+    quantile = max((known for known in T95 if known <= degrees), default=None)
+    error = math.sqrt(variance)
+    return Difference(one[0] - other[0], error, T95[quantile] * error if quantile else math.inf)
 
 
 # ----------------------------------------------------------------------------------------------------- claims and their signs
@@ -788,7 +842,7 @@ VERDICTS = ("holds", "open", "does not hold", NOT_RUN)
 
 @dataclass(frozen=True)
 class Finding:
-    """One place where a claim is printed or was measured: gains as (points, standard error), or None where there is none."""
+    """One place where a claim is printed or was measured, with the gains, or None where there is none."""
 
     claim: Claim
     dataset: str
@@ -797,16 +851,19 @@ class Finding:
     protocol: str                             # of the rows, "" where there are none
     preset: str
     width: int | None
-    printed: tuple[float, float] | None
-    measured: tuple[float, float] | None
+    printed: Difference | None
+    measured: Difference | None
+    again: bool = False                       # one of the two rows counts in place of an earlier one like it
 
     @property
     def verdict(self) -> str:
-        """One of `VERDICTS`. The sign counts where it is more than two standard errors from zero; otherwise it is open."""
-        if self.measured is None:
-            return NOT_RUN
-        gained, error = self.measured
-        return "holds" if gained > 2 * error else "does not hold" if gained < -2 * error else "open"
+        """One of `VERDICTS`. The sign counts where zero is out of reach of it, at 95 %; otherwise it is open."""
+        return NOT_RUN if self.measured is None else ("open", "holds", "does not hold")[self.measured.sign]
+
+    @property
+    def at_a_printed_place(self) -> bool:
+        """Whether the paper prints this gain for the same data, IPC and network."""
+        return self.printed is not None and self.dataset not in STAND_INS
 
 
 def findings(rows: Iterable[Mapping[str, Any]], claims: Iterable[Claim] = CLAIMS) -> list[Finding]:
@@ -816,7 +873,9 @@ def findings(rows: Iterable[Mapping[str, Any]], claims: Iterable[Claim] = CLAIMS
     IPC as the claim says. Printed gains come from the claim's paper; where that does not print the other method, from any paper.
     """
     sides: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in latest(rows):
+    groups = alike(rows)
+    again = {id(group[-1]) for group in groups if len(group) > 1}
+    for *_, row in groups:
         sides.setdefault((row["method"], version(row)), []).append(row)
     found = []
     for claim in claims:
@@ -831,18 +890,18 @@ def findings(rows: Iterable[Mapping[str, Any]], claims: Iterable[Claim] = CLAIMS
                     gained = _apart(_measured(one), _measured(other))
                     place = STAND_INS.get(one["dataset"], one["dataset"]), ipc, one["eval_arch"]
                     found.append(Finding(claim, one["dataset"], ipc, one["eval_arch"], one["protocol"], family(one) + _seed(one), width,
-                                         printed.get(place), gained))
+                                         printed.get(place), gained, bool({id(one), id(other)} & again)))
                     measured.add((one["dataset"], ipc, one["eval_arch"]))
         found += [Finding(claim, *place, "", "", None, gained, None) for place, gained in printed.items() if place not in measured]
     return found
 
 
-def printed_gains(claim: Claim) -> dict[tuple[str, int | float | str, str], tuple[float, float]]:
-    """{(dataset, ipc, network): (points, standard error)} of a claim; deviations that are not printed count as 0."""
+def printed_gains(claim: Claim) -> dict[tuple[str, int | float | str, str], Difference]:
+    """{(dataset, ipc, network): gain} of a claim; deviations that are not printed count as 0."""
     own = [cell for cell in own_cells(claim.paper) if cell.dataset != "average"
            and (cell.method, version({"method": cell.method, "variant": cell.claim[-1]})) == claim.method]
     others = [cell for cell in cells() if (cell.method, cell.claim[-1]) == claim.other]
-    gained: dict[tuple[str, int | float | str, str], tuple[float, float]] = {}
+    gained: dict[tuple[str, int | float | str, str], Difference] = {}
     for cell in own:
         rivals = [each for each in others if (each.dataset, each.eval_arch) == (cell.dataset, cell.eval_arch)
                   and claim.compares(cell.ipc, each.ipc)]
@@ -860,36 +919,39 @@ def verdicts(found: Sequence[Finding]) -> Table:
     for claim in dict.fromkeys(finding.claim for finding in found):
         about = [finding for finding in found if finding.claim == claim]
         gains = printed_gains(claim).values()
-        printed = [gained for gained, _ in gains]
-        clear = str(sum(gained > 2 * error for gained, error in gains)) if all(error for _, error in gains) else "?"
-        ours = [finding.measured[0] for finding in about if finding.measured]
+        printed = [each.points for each in gains]
+        clear = str(sum(each.sign > 0 for each in gains)) if all(each.error for each in gains) else "?"
+        ours = [finding.measured.points for finding in about if finding.measured]
+        there = sum(finding.measured is not None and finding.at_a_printed_place for finding in about)
         span = lambda values: " to ".join(dict.fromkeys(f"{each:+.1f}" for each in (min(values), max(values)))) if values else "-"
         states = [finding.verdict for finding in about]
-        lines.append((claim.text, *(str(states.count(verdict)) for verdict in VERDICTS), span(ours), span(printed),
-                      f"{clear} of {len(printed)}"))
+        lines.append((claim.text, *(str(states.count(verdict)) for verdict in VERDICTS[:-1]), str(there), str(states.count(NOT_RUN)),
+                      span(ours), span(printed), f"{clear} of {len(printed)}"))
     notes.append("holds, open, does not hold: comparisons of two of our rows, by dataset, IPC, network and protocol; "
-                 "open means within two standard errors of no difference")
-    notes.append("not run: printed places of which we have no pair of rows; clear in print: gains beyond two standard errors, "
-                 "? where deviations are not printed")
+                 "open means that the 95 % range of the difference has zero in it")
+    notes.append("at print: how many of these comparisons are on data, IPC and network for which the paper prints the gain; "
+                 "not run: printed places of which we have no pair of rows")
+    notes.append("clear in print: gains whose 95 % range leaves out zero, ? where deviations are not printed")
     if any(finding.claim.below_one for finding in found):
         notes.append("0.x: less than one image per class, against one")
-    columns = ("claim", *VERDICTS, "our gains", "printed gains", "clear in print")
+    columns = ("claim", *VERDICTS[:-1], "at print", NOT_RUN, "our gains", "printed gains", "clear in print")
     return Table(columns, tuple(lines), tuple(notes), "The signs of the papers' claims", frozenset(columns[1:]))
 
 
 def findings_table(found: Sequence[Finding], caption: str = "") -> tuple[Table, dict[str, list[str]]]:
     """All findings as a table, and what each is filtered by, for `widgets.finder`."""
     told = lambda gained: f"{gained[0]:+.1f}" + (f" ± {gained[1]:.1f}" if gained[1] else "") if gained else "-"
+    notes = ["gains in points ± one standard error, where deviations are printed"]
+    if any(each.dataset in STAND_INS and each.printed for each in found):
+        notes.append("fashion_mini stands beside printed gains of fashion_mnist, of which it is a tenth")
     lines = []
     for each in found:
         preset = each.preset + (f", width {each.width}" if each.width else "")
         borrowed = each.dataset in STAND_INS and each.printed is not None
         lines.append((each.claim.text, each.dataset + " [2]" * borrowed, str(each.ipc), each.eval_arch, told(each.printed),
-                      told(each.measured), each.verdict, each.protocol or "-", preset or "-"))
+                      told(each.measured) + (f" [{_footnote(notes, 'one of the two rows ' + AGAIN)}]" if each.again else ""), each.verdict,
+                      each.protocol or "-", preset or "-"))
     columns = ("claim", "dataset", "IPC", "network", "printed gain", "our gain", "verdict", "protocol", "preset")
-    notes = ["gains in points ± one standard error, where deviations are printed"]
-    if any(each.dataset in STAND_INS and each.printed for each in found):
-        notes.append("fashion_mini stands beside printed gains of fashion_mnist, of which it is a tenth")
     by = {"claim": [each.claim.text for each in found], "dataset": [each.dataset for each in found],
           "IPC": [str(each.ipc) for each in found], "protocol": [each.protocol or "-" for each in found],
           "verdict": [each.verdict for each in found]}
@@ -900,7 +962,7 @@ def findings_table(found: Sequence[Finding], caption: str = "") -> tuple[Table, 
 
 
 def across(rows: Iterable[Mapping[str, Any]], *, dataset: str, ipc: int | float, protocol: str) -> Table | None:
-    """Complete methods on every test network that has rows, with the share of their advantage over Random that the others keep.
+    """Complete methods on every test network that has rows, with the share of their advantage over Random that each other keeps.
 
     Of each network the width with the most methods. Random, whose images are stored, stands in tables of both protocols. None
     if only one network was tested.
@@ -919,24 +981,65 @@ def across(rows: Iterable[Mapping[str, Any]], *, dataset: str, ipc: int | float,
     tested = {name for arch in others for name in at[arch]}
     names = [name for name in (name for kind in KINDS.values() for name in kind) if name in tested]
     names += sorted(tested - set(names))
-    mean = {(name, arch): float(row["accuracy_mean"]) for arch, methods in at.items() for name, row in methods.items()}
+    value = {(name, arch): _measured(row) for arch, methods in at.items() for name, row in methods.items()}
+    over = {(name, arch): _apart(value[name, arch], value["Random", arch]) for name, arch in value if ("Random", arch) in value}
     lines: list[tuple[str, ...]] = []
     notes: list[str] = []
     for name in names:
-        shares = [(mean[name, arch] - mean["Random", arch]) / (mean[name, "convnet3"] - mean["Random", "convnet3"]) for arch in others
-                  if name != "Random" and {(name, arch), ("Random", arch), (name, "convnet3"), ("Random", "convnet3")} <= mean.keys()]
-        kept = f"{sum(shares) / len(shares):.2f}" if shares else "-"
-        values = []
+        kept, values = [], []
+        for arch in others:
+            if name == "Random" or not {(name, arch), (name, "convnet3")} <= over.keys():
+                kept.append("-")
+                continue
+            here, there = over[name, arch], over[name, "convnet3"]
+            share = here.points / there.points if there.points else math.nan
+            error = math.hypot(here.error, share * there.error) / abs(there.points) if there.points else math.nan
+            kept.append(f"{share:.2f}±{error:.2f}")
         for arch in ("convnet3", *others):
             failed = DIVERGED.get((dataset, protocol, name, parse_ipc(ipc), arch))
             mark = f"diverged [{_footnote(notes, failed)}]" if failed else NOT_RUN
-            values.append(_value(mean[name, arch], _number(at[arch][name]["accuracy_std"])) if name in at[arch] else mark)
-        lines.append((name, kept, *values))
+            values.append(_value(*value[name, arch][:2]) if (name, arch) in value else mark)
+        lines.append((name, *kept, *values))
     sizes = [f"{arch} of width {chosen[arch][0]}" if chosen[arch][0] else arch for arch in ("convnet3", *others)]
-    notes.append("kept: share of the advantage over Random that is left on the other networks, mean over those that were tested")
-    columns = ("method", "kept", "convnet3", *others)
+    notes.append("kept: share of the advantage over Random on convnet3 that is left on this network, ± one standard error of that "
+                 "(rough: the methods share Random's, and its networks share their seeds)")
+    columns = ("method", *(f"kept on {arch}" for arch in others), "convnet3", *others)
     return Table(columns, tuple(lines), tuple(notes), f"{dataset} at IPC {ipc}, {protocol}, test accuracy in % ({', '.join(sizes)})",
                  frozenset(columns[1:]))
+
+
+def generators_beside_photographs(rows: Iterable[Mapping[str, Any]], eval_arch: str = "convnet3") -> Table | None:
+    """Complete generators minus Random of the same IPC under the strict protocols: the range over methods, and how many of them count.
+
+    Random's images are stored, so its row is the same beside generators that are asked once and beside those that are asked anew.
+    None without such rows.
+    """
+    known = [row for row in latest(rows) if row["eval_arch"] == eval_arch]
+    places: dict[tuple[Any, ...], dict[bool, list[Difference]]] = {}
+    stored: dict[tuple[Any, ...], str] = {}
+    for row in known:
+        if row["method"] not in KINDS["generator"] or version(row) or not row["protocol"].startswith("strict"):
+            continue
+        base, width = row["protocol"].removesuffix("-resampled"), _split_variant(row)[1]
+        for other in known:
+            same = all(other[name] == row[name] for name in ("dataset", "ipc")) and _split_variant(other)[1] == width
+            if same and (other["method"], other["protocol"], version(other)) == ("Random", base, "") and _seed(other) == _seed(row):
+                key = row["dataset"], parse_ipc(row["ipc"]), base, width
+                places.setdefault(key, {}).setdefault(base != row["protocol"], []).append(_apart(_measured(row), _measured(other)))
+                stored[key] = f"{int(row['budget_scalars']):,} / {int(other['budget_scalars']):,}"
+    lines = []
+    for key in sorted(places, key=lambda key: (list(IMAGES).index(key[0]) if key[0] in IMAGES else len(IMAGES), key[1])):
+        texts = []
+        for anew in (False, True):
+            apart = places[key].get(anew, [])
+            gained, signs = [each.points for each in apart], [sum(each.sign == sign for each in apart) for sign in (1, 0, -1)]
+            texts += [f"{min(gained):+.1f} to {max(gained):+.1f}", " / ".join(map(str, signs))] if apart else [NOT_RUN, "-"]
+        lines.append((f"{key[0]}, {key[1]}", *texts, stored[key]))
+    columns = ("dataset, IPC", "asked once", "+ / 0 / -", "asked anew", "+ / 0 / - ", "numbers: GAN / Random")
+    notes = ("ranges over the rows of CGAN, DiM, GLD and SKD and their presets; most share one GAN for each dataset",
+             "+ / 0 / -: how many rows are ahead of Random, not apart from it, behind it")
+    return Table(columns, tuple(lines), notes, f"Generators minus Random of the same IPC, {eval_arch}, strict protocols, points",
+                 frozenset(columns[1:])) if lines else None
 
 
 # ----------------------------------------------------------------------------------------------- what accuracy costs to have

@@ -511,17 +511,18 @@ def signs(
     measured: Mapping[str, Sequence[tuple[float, float]]],
     printed: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     *,
-    xlabel: str = "gain, points",
+    xlabel: str = "gain, points\n(even up to ±1, logarithmic beyond)",
     size: tuple[float, float] | None = None,
 ) -> Figure:
-    """Gains of claims, one line for each: dots with bars of two standard errors, dark where these leave out zero; printed ones grey.
+    """Gains of claims, one line for each: dots with bars, dark where the bar leaves out zero; printed ones grey.
 
-    measured, printed: claim to its gains, each (points, standard error). Distances are linear up to one point and logarithmic
-    beyond, because gains of a tenth and of ten points share the picture.
+    measured, printed: claim to its gains, each (points, half the length of its bar), such as a 95 % range; an infinite one has no
+    bar and is not dark. Distances are linear up to one point and logarithmic beyond, because gains of a tenth and of ten points
+    share the picture.
     """
     names = list(dict.fromkeys([*measured, *(printed or {})]))
     if not names:
-        raise ValueError("signs needs at least one claim, as {claim: [(gain, standard error)]}")
+        raise ValueError("signs needs at least one claim, as {claim: [(gain, half of its range)]}")
     size = size or (HALF[0], 0.42 * len(names) + 1.1)
     with style(size):
         fig = figure(size)
@@ -531,11 +532,12 @@ def signs(
         for line, name in enumerate(names):
             rows = [("print", list((printed or {}).get(name, ()))), ("ours", list(measured.get(name, ())))]
             for (whose, found), middle in zip(rows, (-0.27, 0.13), strict=True):
-                for turn, (gained, error) in enumerate(sorted(found)):
+                for turn, (gained, reach) in enumerate(sorted(found)):
                     at = line + middle + (0 if len(found) == 1 or whose == "print" else 0.42 * (turn / (len(found) - 1) - 0.5))
-                    sure = abs(gained) > 2 * error
+                    sure = abs(gained) > reach
                     paint = PUBLISHED_GREY if whose == "print" else "#D55E00" if sure and gained < 0 else "#0077BB" if sure else "#9aa4b2"
-                    ax.plot([gained - 2 * error, gained + 2 * error], [at, at], color=paint, lw=0.8, alpha=0.6, zorder=2)
+                    if math.isfinite(reach):
+                        ax.plot([gained - reach, gained + reach], [at, at], color=paint, lw=0.8, alpha=0.6, zorder=2)
                     ax.plot(gained, at, "o", color=paint, mfc="white" if whose == "print" else paint, ms=3.2, zorder=3)
             if line:
                 ax.axhline(line - 0.5, color="#d8dee4", lw=0.6)
@@ -549,7 +551,7 @@ def signs(
         _finish(ax, xlabel, "", None)
         ax.grid(axis="x", color="#d8dee4", lw=0.6)
         ax.grid(visible=False, axis="y")
-        for whose, paint, face in (("printed", PUBLISHED_GREY, "white"), ("ours, within two errors of 0", "#9aa4b2", None),
+        for whose, paint, face in (("printed", PUBLISHED_GREY, "white"), ("ours, range with 0 in it", "#9aa4b2", None),
                                    ("ours, ahead", "#0077BB", None), ("ours, behind", "#D55E00", None)):
             ax.plot([], [], "o", color=paint, mfc=face or paint, ms=3.2, label=whose)
         fig.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=2, columnspacing=1.0, handlelength=1.2)

@@ -1597,6 +1597,8 @@ font-variant-numeric:tabular-nums;white-space:nowrap}
 .ddlib-widget .costs tbody th{font-weight:400}
 .ddlib-widget .costs .swatch{display:inline-block;width:.75em;height:.75em;border-radius:50%;margin-right:.45em}
 .ddlib-widget .costs .said{color:#57606a;margin:.3em 0;font-size:.92em}
+@media (max-width:480px){.ddlib-widget .costs tbody th{white-space:normal;min-width:6.5em}
+.ddlib-widget .costs th,.ddlib-widget .costs td{padding-right:.4em}.ddlib-widget .costs thead th{white-space:normal}}
 """
 
 _COST_SCRIPT = r"""
@@ -1610,7 +1612,7 @@ _COST_SCRIPT = r"""
     };
     const axes = [{of: p => p[1], plain: n => Math.round(n).toLocaleString("en-US"), unit: " numbers", title: "numbers stored"},
       {of: p => p[2], plain: n => n < 10 ? n.toFixed(1) : Math.round(n), unit: " min", title: "minutes"}];
-    let step = values[values.length - 1], now, limit;
+    let step = values.length, now, limit;
 
     function offer() {
       const kept = how.selectedIndex < 0 ? "" : how.options[how.selectedIndex].text;
@@ -1624,10 +1626,11 @@ _COST_SCRIPT = r"""
       now.points = now.series.flatMap(line => line.points.map(point => ({line, point, x: now.axis.of(point)})));
       const all = now.points.map(p => p.x);
       now.low = Math.min(...all) / 1.3; now.high = Math.max(...all) * 1.3;
+      now.stops = Array.from(new Set(all)).sort((a, b) => a - b);            // the limit goes from cost to cost
     }
     function chart() {
       const width = Math.max(240, Math.min(760, body.clientWidth)), height = width < 480 ? 280 : 330;
-      const left = 34, right = 12, top = 10, bottom = 40;
+      const left = 46, right = 12, top = 10, bottom = 40;
       const reach = now.points.flatMap(p => [p.point[3] - p.point[4], p.point[3] + p.point[4]]).concat(now.full ? [now.full[0]] : []);
       const floor = Math.max(0, Math.floor(Math.min(...reach) / 10) * 10), ceiling = Math.min(100, Math.ceil(Math.max(...reach) / 10) * 10);
       const x = v => left + (width - left - right) * Math.log(v / now.low) / Math.log(now.high / now.low);
@@ -1647,6 +1650,8 @@ _COST_SCRIPT = r"""
           v >= 1000 ? v / 1000 + "k" : +v.toPrecision(1)));
       }
       svg.append(make("text", {x: (left + width - right) / 2, y: height - 5, "text-anchor": "middle", fill: "#57606a"}, now.axis.title));
+      svg.append(make("text", {x: 11, y: (top + height - bottom) / 2, "text-anchor": "middle", fill: "#57606a",
+        transform: `rotate(-90 11 ${(top + height - bottom) / 2})`}, "test accuracy, %"));
       if (now.full) {
         svg.append(make("line", {x1: left, x2: width - right, y1: y(now.full[0]), y2: y(now.full[0]), stroke: "#767676",
           "stroke-width": 1.5, "stroke-dasharray": "5 4"}));
@@ -1699,7 +1704,7 @@ _COST_SCRIPT = r"""
         + "▲ codes + decoder, ✚ generator; a bar or band is one standard deviation over networks.";
     }
     function show() {
-      limit = now.low * (now.high / now.low) ** step;
+      limit = now.stops[Math.ceil(step * now.stops.length / values.length) - 1];
       shown.textContent = now.axis.plain(limit) + now.axis.unit;
       knob.setAttribute("aria-valuetext", shown.textContent);
       chart(); list();
@@ -1717,7 +1722,8 @@ def cost_explorer(points: Sequence[Point], full: Mapping[str, tuple[float, str]]
 
     points: `papers.points`. full: dataset to an accuracy for a dashed line, that of the full training set, and what it is called.
     protocol: shown first.
-    The slider moves the limit; what lies within is drawn strongly and listed, highest accuracy first.
+    The slider moves the limit from cost to cost; what lies within is drawn strongly and listed, highest accuracy first. Without
+    JavaScript the page has the list that it would start with.
     """
     from ddlib.plots import colors
 
@@ -1727,7 +1733,8 @@ def cost_explorer(points: Sequence[Point], full: Mapping[str, tuple[float, str]]
     drawn: dict[tuple[Any, ...], list[list[Any]]] = {}
     for point in points:
         drawn.setdefault((point.place, point.protocol, point.series, point.kind), []).append(
-            [point.ipc, round(point.scalars), float(f"{point.minutes:.3g}"), round(point.mean, 2), round(point.std, 2), point.n])
+            [point.ipc, round(point.scalars), float(f"{point.minutes:.3g}"), float(f"{point.mean:.1f}"), float(f"{point.std:.1f}"),
+             point.n])                                       # as tables print them: a browser would round some halves otherwise
     lines: list[dict[str, Any]] = []
     places: dict[tuple[str, str], dict[str, list[int]]] = {}
     for (place, name, series, kind), values in drawn.items():
@@ -1737,16 +1744,26 @@ def cost_explorer(points: Sequence[Point], full: Mapping[str, tuple[float, str]]
         places.setdefault(place, {}).setdefault(name, []).append(lines.index(line))
     data = [{"full": (full or {}).get(place[0]), "protocols": protocols} for place, protocols in places.items()]
     options = "".join(f'<option value="{k}">{escape(dataset)}, {escape(network)}</option>' for k, (dataset, network) in enumerate(places))
+    first = next(iter(places))
+    begin = protocol if protocol in places[first] else next(iter(places[first]))
+    listed = sorted(((line, value) for line in (lines[k] for k in places[first][begin]) for value in line["points"]),
+                    key=lambda each: -each[1][3])
+    rows = "".join(f'<tr><th scope="row">{escape(line["name"])}, {value[0]}</th><td>{value[3]} ± {value[4]} ({value[5]})</td>'
+                   f'<td>{value[1]:,}</td><td>{escape(line["kind"])}</td></tr>' for line, value in listed)
     body = (
+        "<noscript><style>.ddlib-widget:has(.costs) .knob,.costs .choose{display:none}</style><p>All points of "
+        f"{escape(', '.join(first))}, protocol {escape(begin)}; the chart and the other points need JavaScript.</p></noscript>"
         f'<div class="costs"><div class="choose"><label>dataset and test network<select autocomplete="off">{options}</select></label>'
         '<label>protocol<select autocomplete="off"></select></label><label>across<select autocomplete="off">'
         '<option value="0">numbers stored</option><option value="1">minutes</option></select></label></div><div class="chart"></div>'
         '<p class="said" role="status"></p><div class="lines" tabindex="0" role="region" aria-label="points within the limit"><table>'
-        '<thead><tr><th scope="col">method, IPC</th><th scope="col">accuracy, % (n)</th><th scope="col" class="axis"></th>'
-        '<th scope="col">stored as</th></tr></thead><tbody></tbody></table></div><noscript>The chart needs JavaScript.</noscript></div>'
+        '<thead><tr><th scope="col">method, IPC</th><th scope="col">accuracy, % (n)</th><th scope="col" class="axis">numbers stored</th>'
+        f'<th scope="col">stored as</th></tr></thead><tbody>{rows}</tbody></table></div></div>'
     )
-    steps = [k / 40 for k in range(1, 41)]
-    return page(uid, label=label, values=steps, texts=[f"{value:.0%}" for value in steps], start=steps[-1], script=_COST_SCRIPT,
+    costs = [(place, name, cost) for place in places for name in places[place] for cost in (1, 2)]
+    count = max(2, *(len({value[cost] for k in places[place][name] for value in lines[k]["points"]}) for place, name, cost in costs))
+    steps = list(range(1, count + 1))
+    return page(uid, label=label, values=steps, texts=[f"{step} of {count}" for step in steps], start=count, script=_COST_SCRIPT,
                 css=_COST_CSS, body=body, data={"places": data, "lines": lines, "start": protocol})
 
 

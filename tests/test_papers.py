@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -398,7 +399,7 @@ def test_the_latest_of_equal_rows_counts_whatever_its_accuracy_and_seeds_stay_ap
     assert [row["accuracy_mean"] for row in papers.latest([first, other, second])] == ["70", "80"]
     assert [row["accuracy_mean"] for row in papers.latest([second, first])] == ["90"]
     table, _ = papers.standings(papers.matches([other]))
-    (line,) = [cells for cells in table.rows if cells[2] != "not run"]
+    (line,) = [cells for cells in table.rows if cells[4] != "not run"]
     assert dict(zip(table.columns, line, strict=True))["preset"] == "cpu-full, seed 1"
 
 
@@ -408,25 +409,73 @@ def test_a_table_of_cells_shows_every_one_and_filters_fit_its_lines():
     table, by = papers.standings(found)
     assert len(table.rows) == len(found) == 109 + 2 and {len(values) for values in by.values()} == {len(found)}
     (mini,) = [cells for cells, state in zip(table.rows, by["state"], strict=True) if state == "other data"]
-    mark = re.search(r"\[(\d+)\]", mini[2])
+    mark = re.search(r"\[(\d+)\]", mini[4])
     assert mark and "about a tenth" in table.footnotes[int(mark[1]) - 1]
-    assert not [cells for cells, state in zip(table.rows, by["state"], strict=True) if state == "not run" and cells[2] != "not run"]
-    assert table.rows[by["state"].index("stand-in")][3] == "-8.9 ± 0.3"
+    assert not [cells for cells, state in zip(table.rows, by["state"], strict=True) if state == "not run" and cells[4] != "not run"]
+    assert table.rows[by["state"].index("stand-in")][5] == "-8.9 ± 0.3"
 
+
+def test_lines_of_one_cell_are_told_apart_by_their_second_and_third_column_and_one_device_is_a_note():
+    table, _ = papers.standings(papers.matches([ours(), ours(protocol="dim"), ours(preset="cpu-hour")]))
+    assert len({cells[:3] for cells in table.rows if cells[4] != "not run"}) == 3 and "device" not in table.columns
+    assert f"device of every row: {ours()['device']}" in table.footnotes
+    table, _ = papers.standings(papers.matches([ours(), ours(protocol="dim", device="another")]))
+    (line,) = [cells for cells in table.rows if cells[1] == "dim"]
+    assert dict(zip(table.columns, line, strict=True))["device"] == "another"
+
+
+def test_a_row_in_place_of_an_earlier_one_is_marked_and_one_of_another_preset_is_not():
+    first, later, other = ours(), ours(accuracy_mean="80"), ours(preset="cpu-hour")
+    assert [match.again for match in papers.matches([first, other, later]) if match.row] == [False, True]
+    table, _ = papers.standings(papers.matches([first, other, later]))
+    (mark,) = {text for cells in table.rows for text in re.findall(r"\[(\d+)\]", cells[4])}
+    assert "earlier row" in table.footnotes[int(mark) - 1]
+    pairs = [*pair(3), *pair(4)[:1]]
+    (found,) = [each for each in papers.findings(pairs, [DDPP]) if each.measured]
+    assert found.again and found.measured.points == 4 and "in place of" in papers.findings_table([found])[0].footnotes[1]
+
+
+def test_a_published_preset_with_changed_options_says_which():
+    changed = ours(preset="mnist-ipc1", command="python -m x --preset mnist-ipc1 --steps 9 --alpha-lr 1e-5 --seed 0 --results mine.csv")
+    table, _ = papers.standings(papers.matches([changed]))
+    assert "the preset mnist-ipc1 changed by --steps 9 --alpha-lr 1e-5" in table.footnotes
+    assert not papers.Match(papers.own_cells("SKD")[0], changed | {"preset": "cpu-full"}).changes
 
 def test_the_tally_counts_each_cell_once_by_its_nearest_row():
     rows = [ours(), ours(protocol="dim"), ours(dataset="fashion_mini", ipc="50"), ours(ipc="50"), ours(ipc="1", dataset="fashion_mini")]
     lines = {cells[0]: cells[1:] for cells in papers.tally(papers.matches(rows)).rows}
-    assert lines["SKD"] == ("26", "0", "2", "1", "23") and lines["all"] == ("109", "0", "2", "1", "106")
-    assert all(int(cells[0]) == sum(map(int, cells[1:])) for cells in lines.values())
+    assert lines["SKD"] == ("26", "24", "0", "2", "1", "23") and lines["all"][0] == "109" and lines["all"][2:] == ("0", "2", "1", "106")
+    assert all(int(cells[0]) == sum(map(int, cells[2:])) for cells in lines.values())
+    assert lines["ESP"][1] == "31"                                    # of 40: tables 1, 2 and 4 share nine
 
 
 def test_a_difference_has_the_errors_of_both_means():
     (cell,) = [cell for cell in papers.own_cells("SKD") if (cell.dataset, cell.ipc, cell.variant) == ("fashion_mnist", 10, "")]
-    points, error = papers.difference(ours(accuracy_mean="80", accuracy_std="3", n="9"), cell)
+    points, error, reach = papers.difference(ours(accuracy_mean="80", accuracy_std="3", n="9"), cell)
     assert points == 80 - cell.accuracy_mean and abs(error - (9 / 9 + cell.accuracy_std**2 / 5) ** 0.5) < 1e-12
-    alone = papers.difference(ours(accuracy_mean="80", accuracy_std="nan", n="1"), cell)[1]
-    assert abs(alone - cell.accuracy_std / 5**0.5) < 1e-12
+    assert 2 * error < reach < 3 * error
+    alone = papers.difference(ours(accuracy_mean="80", accuracy_std="nan", n="1"), cell)
+    assert abs(alone.error - cell.accuracy_std / 5**0.5) < 1e-12 and alone.reach == pytest.approx(2.776 * alone.error)   # t of 4
+
+
+@pytest.mark.parametrize("stds", [(1, 1), (1, 4), (0.3, 0.2), (5, 0)])
+@pytest.mark.parametrize("numbers", [(5, 5), (2, 2), (5, 20), (40, 70)])
+def test_the_reach_of_a_difference_is_welchs(stds, numbers):
+    stats = pytest.importorskip("scipy.stats")
+    found = papers._apart((1.0, stds[0], numbers[0]), (0.0, stds[1], numbers[1]))
+    parts = [std**2 / n for std, n in zip(stds, numbers, strict=True)]
+    degrees = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, numbers, strict=True))
+    exact = stats.t.ppf(0.975, degrees) * found.error
+    fewer = stats.t.ppf(0.975, max(1, degrees / 2)) * found.error       # a table rounds down, but never to less than half
+    assert exact - 2e-3 <= found.reach <= fewer + 2e-3
+    for known, quantile in papers.T95.items():
+        assert abs(stats.t.ppf(0.975, known) - quantile) < 6e-4
+
+
+def test_without_any_spread_no_difference_counts():
+    found = papers._apart((90.0, None, 1), (10.0, math.nan, 5))
+    assert (found.points, found.error, found.reach, found.sign) == (80, 0, math.inf, 0)
+    assert [papers.Difference(points, 1, 2.5).sign for points in (2.4, 2.6, -2.4, -2.6)] == [0, 1, 0, -1]
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -457,8 +506,8 @@ def pair(gain, *, std="1", n="4", **changes):
 DDPP = papers.CLAIMS[0]
 
 
-@pytest.mark.parametrize(("gain", "verdict"), [(1.5, "holds"), (1.4, "open"), (0, "open"), (-1.4, "open"), (-1.5, "does not hold")])
-def test_a_sign_counts_beyond_two_standard_errors(gain, verdict):      # of 1 / sqrt(2) each: 1.414 in all
+@pytest.mark.parametrize(("gain", "verdict"), [(1.75, "holds"), (1.7, "open"), (0, "open"), (-1.7, "open"), (-1.75, "does not hold")])
+def test_a_sign_counts_beyond_students_quantile(gain, verdict):      # an error of 1 / sqrt(2), times 2.447 for 6 degrees: 1.73
     (found,) = [each for each in papers.findings(pair(gain), [DDPP]) if each.measured]
     assert found.verdict == verdict and abs(found.measured[0] - gain) < 1e-9 and abs(found.measured[1] - 0.5**0.5) < 1e-9
 
@@ -508,8 +557,10 @@ def test_verdicts_count_every_finding():
     found = papers.findings([*pair(5), *pair(0, ipc="1"), *pair(-5, dataset="mnist")], [DDPP])
     counted = papers.verdicts(found)
     line = dict(zip(counted.columns, counted.rows[0], strict=True))
-    assert [line[name] for name in ("holds", "open", "does not hold", "not run")] == ["1", "1", "1", "13"]
-    assert (line["claim"], line["our gains"], line["clear in print"]) == ("DDPP over MTT", "-5.0 to +5.0", "9 of 13")
+    assert [line[name] for name in ("holds", "open", "does not hold", "at print", "not run")] == ["1", "1", "1", "0", "13"]
+    assert (line["claim"], line["our gains"], line["clear in print"]) == ("DDPP over MTT", "-5.0 to +5.0", "8 of 13")
+    there = papers.verdicts(papers.findings(pair(5, dataset="cifar10", ipc="10"), [DDPP]))
+    assert dict(zip(there.columns, there.rows[0], strict=True))["at print"] == "1"
     assert papers.verdicts(papers.findings([], papers.CLAIMS[-2:-1])).rows[0][-1] == "? of 1"              # no deviation is printed
     table, by = papers.findings_table(found)
     assert {len(values) for values in by.values()} == {len(table.rows)} == {16}
@@ -545,8 +596,22 @@ def test_what_is_stored_is_told_from_the_row(changes, kind):
 
 def test_the_share_kept_on_other_networks_is_of_the_advantage_over_random():
     accuracies = {("Random", "convnet3"): 50, ("DM", "convnet3"): 70, ("Random", "vgg11"): 40, ("DM", "vgg11"): 50, ("MTT", "convnet3"): 70}
-    rows = [ours(method=method, eval_arch=arch, accuracy_mean=str(mean)) for (method, arch), mean in accuracies.items()]
+    rows = [ours(method=method, eval_arch=arch, accuracy_mean=str(mean), accuracy_std="2", n="5")
+            for (method, arch), mean in accuracies.items()]
     table = papers.across(rows, dataset="fashion_mnist", ipc=10, protocol="strict-cpu")
-    assert table.columns == ("method", "kept", "convnet3", "vgg11")
-    assert {cells[0]: cells[1] for cells in table.rows} == {"Random": "-", "DM": "0.50"}        # MTT was tested on one network only
+    assert table.columns == ("method", "kept on vgg11", "convnet3", "vgg11")
+    error = (2**2 * 2 / 5 * (1 + 0.5**2)) ** 0.5 / 20                           # both advantages have the error of two means
+    assert {cells[0]: cells[1] for cells in table.rows} == {"Random": "-", "DM": f"0.50±{error:.2f}"}     # MTT: one network only
     assert papers.across(rows[:2], dataset="fashion_mnist", ipc=10, protocol="strict-cpu") is None
+
+
+def test_generators_stand_beside_random_of_their_ipc_asked_once_and_anew():
+    common = {"n": "5", "accuracy_std": "0.5"}
+    rows = [ours(method="Random", accuracy_mean="70", budget_scalars="78400", preset="", **common),
+            ours(accuracy_mean="69", **common), ours(method="DiM", accuracy_mean="70.1", **common),
+            ours(accuracy_mean="75", protocol="strict-cpu-resampled", **common), ours(accuracy_mean="99", protocol="dim", **common)]
+    (line,) = papers.generators_beside_photographs(rows).rows
+    assert line[:5] == ("fashion_mnist, 10", "-1.0 to +0.1", "0 / 1 / 1", "+5.0 to +5.0", "1 / 0 / 0") and line[5].endswith("/ 78,400")
+    assert papers.generators_beside_photographs(rows[1:]) is None
+    upside_down = [row | {"accuracy_mean": str(140 - float(row["accuracy_mean"]))} for row in rows]
+    assert papers.generators_beside_photographs(upside_down).rows[0][2] == "1 / 1 / 0"
