@@ -38,12 +38,9 @@ SEEDS = 15
 PER_NODE = 8
 CHECKPOINT = 20.0                        # seconds between two savings: runs.run and experts.SAVE_SECONDS
 REPAIR = 300.0                           # assumed: seconds until a node that failed is back, or another in its place
-# Public: 419 unplanned interruptions in 54 days on 16,384 GPUs (Llama 3), so days for a node of eight. The rest is assumed.
-PUBLIC_DAYS = 54 * 16_384 / PER_NODE / 419
-FAILURES = {"never": math.inf, f"{PUBLIC_DAYS:.0f} days": PUBLIC_DAYS, "30 days": 30.0, "3 days": 3.0}
-USUAL = "30 days"
+FAILURES = {"never": math.inf, "30 days": 30.0, "3 days": 3.0}      # of a node, mean time between two; assumed
+USUAL, OFTEN = "30 days", "3 days"
 RAY_TASKS = (443.7, 602.5)               # tasks a second, 10,000 tasks on 2,500 CPUs, in Ray's release logs of 2.8.0 and 2.9.2
-OBJECT_STORE = 0.3                       # share of a node's memory that Ray's object store has by default
 
 
 # ---------------------------------------------------------------------------------------------------------- simulation
@@ -241,16 +238,6 @@ def row(what: str, tasks: tuple[Task, ...], gpus: int, bound: str, failing: str,
             "written_tb": f"{middle(lambda o: o.written_bytes) / 1e12:.2f}", "busiest_minute": f"{middle(lambda o: o.busiest_minute):g}"}
 
 
-def floor_of(tasks: Sequence[Task], startup: float) -> str:
-    """The groups on the longest chain, by name."""
-    chain = dict(zip(range(len(tasks)), chains(tasks, startup), strict=True))
-    number = max(chain, key=lambda each: chain[each])
-    names = [tasks[number].group]
-    while later := [each for each in chain if tasks[each].needs == names[-1]]:
-        names.append(tasks[max(later, key=lambda each: chain[each])].group)
-    return ", then ".join(names)
-
-
 # ------------------------------------------------------------------------------------------------------------- results
 
 STARTUP_COLUMNS = ("seconds", "command", "device", "torch", "commit")
@@ -259,7 +246,9 @@ CELL_COLUMNS = ("paper", "table", "dataset", "ipc", "eval_arch", "variant", "pri
                 "core_minutes_high", "gpu_minutes_low", "gpu_minutes_high", "gpu_minutes_measured", "experts_or_gan", "read_gb", "set_mb",
                 "checkpoint_mb", "memory_gb")
 JOB_COLUMNS = ("job", "kind", "copies", "cells", "needs", "pflop", "core_hours_low", "core_hours", "core_hours_high", "gpu_minutes_low",
-               "gpu_minutes_high", "gpu_minutes_measured", "stored_gb", "read_gb", "checkpoint_mb", "memory_gb")
+               "gpu_minutes_high", "gpu_minutes_measured", "source", "stored_gb", "read_gb", "checkpoint_mb", "memory_gb")
+PAPER_COLUMNS = ("what", "cells", "gpu_hours_low", "gpu_hours_high", "disk_gb", "longest_low", "longest_high", "hours_8_low",
+                 "hours_8_high")
 LIMIT_COLUMNS = ("key", "low", "high", "unit", "of")
 
 
@@ -283,7 +272,7 @@ def startup_seconds() -> float:
 
 
 def read(name: str) -> list[dict[str, str]]:
-    """A CSV file of this page: "cells", "jobs", "simulation", "limits", "startup"."""
+    """A CSV file of this page: "cells", "jobs", "papers", "simulation", "limits", "startup"."""
     with open(RESULTS / f"scaling_{name}.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -332,12 +321,14 @@ def job_rows(jobs: dict[str, costs.Job], speeds: list[costs.Speed]) -> list[dict
             "pflop": number(job.all_work.operations / 1e15), "core_hours_low": number(low / 60), "core_hours": number(middle / 60),
             "core_hours_high": number(high / 60), "gpu_minutes_low": number(job.copies * job.minutes.low),
             "gpu_minutes_high": number(job.copies * job.minutes.high), "gpu_minutes_measured": measured(job, job.minutes),
-            "stored_gb": number(job.copies * job.stored_bytes / 1e9), "read_gb": number(job.read_bytes / 1e9),
+            "source": job.source, "stored_gb": number(job.copies * job.stored_bytes / 1e9), "read_gb": number(job.read_bytes / 1e9),
             "checkpoint_mb": number(job.checkpoint_bytes / 1e6), "memory_gb": number(job.memory_bytes / 1e9)})
     return found
 
 
 ESP_BATCH = 1024                         # the largest of the paper's ablation of its synthetic batch (section 4.6)
+# one expert, of no more epochs than segments need; then ten minutes less what it took go into segments of 10 updates
+CALIBRATE = "python -m ddlib.methods.esp --preset cifar10-ipc10 --num-experts 1 --buffer-epochs 29 --out runs/calibrate --minutes 10"
 
 
 def smaller_batches(config: object) -> object:
@@ -345,74 +336,134 @@ def smaller_batches(config: object) -> object:
 
 
 SIZES, TABLE = (1, 2, 4, 8, 16, 32, 64, 128), (1, 8, 64)
-CHANGES = ("longest first", "+ networks apart", f"+ ESP: {ESP_BATCH:,} images")
+REST, HEAVY = "ESP but tiny", "ESP tiny"     # but tiny-imagenet; tiny-imagenet: two cells, and most of the hours
+WHOLE, SORTED, WITHOUT, SMALLER = "as listed", "longest first, split", f"without {HEAVY}", f"ESP: {ESP_BATCH:,} images"
+PAPERS, ALL_BUT = ("PoDD", "GLD", "SKD", "DDPP", REST, HEAVY), f"all but {HEAVY}"
+
+
+def line_of(job: costs.Job) -> str:
+    """The line of the table by paper that a run belongs to."""
+    return job.method if job.method != "ESP" else HEAVY if job.config.dataset == "tiny_imagenet" else REST
+
+
+def only(jobs: dict[str, costs.Job], wanted: Callable[[costs.Job], bool]) -> dict[str, costs.Job]:
+    """The runs that are wanted, and the buffers and GANs that they need."""
+    names = {job.name for job in jobs.values() if job.kind == "run" and wanted(job)}
+    names |= {jobs[name].needs for name in names}
+    return {name: job for name, job in jobs.items() if name in names}
+
+
+def gpu_hours(jobs: dict[str, costs.Job], bound: str) -> float:
+    return sum(job.copies * getattr(job.minutes, bound) for job in jobs.values()) / 60
 
 
 def simulation_rows(jobs: dict[str, costs.Job], changed: dict[str, costs.Job], spread: float, startup: float,
                     seeds: int = SEEDS) -> list[dict[str, object]]:
-    """Everything on 1, 8 and 64 GPUs with every failure rate, on more sizes with one; and what helps."""
+    """Everything as it is listed, and with what helps, on 1 to 128 GPUs; on 1, 8 and 64 with every failure rate."""
     found = []
+    lighter = only(jobs, lambda job: line_of(job) != HEAVY)
     for bound in ("low", "high"):
-        whole, best = tasks_of(jobs, bound), tasks_of(changed, bound, split=True)
-        for gpus in SIZES:
-            found += [row("whole", whole, gpus, bound, failing, startup, spread, seeds)
-                      for failing in (FAILURES if gpus in TABLE else [USUAL])]
-            found.append(row(CHANGES[2], best, gpus, bound, USUAL, startup, spread, seeds, longest_first=True))
-        found += [row(CHANGES[0], whole, 64, bound, USUAL, startup, spread, seeds, longest_first=True),
-                  row(CHANGES[1], tasks_of(jobs, bound, split=True), 64, bound, USUAL, startup, spread, seeds, longest_first=True)]
+        for what, some, split in ((WHOLE, jobs, False), (SORTED, jobs, True), (WITHOUT, lighter, True), (SMALLER, changed, True)):
+            tasks = tasks_of(some, bound, split=split)
+            for gpus in SIZES if what in (WHOLE, SMALLER) else TABLE:
+                found += [row(what, tasks, gpus, bound, failing, startup, spread, seeds, longest_first=split)
+                          for failing in (FAILURES if gpus == 8 and what in (WHOLE, WITHOUT) else [USUAL])]
         noisy.cache_clear()
     return found
 
 
-def limit_rows(jobs: dict[str, costs.Job], speeds: list[costs.Speed], simulated: list[dict[str, object]], rows: list[dict[str, str]],
-               startup: float, spread: float) -> list[dict[str, object]]:
+def paper_rows(jobs: dict[str, costs.Job], spread: float, startup: float) -> list[dict[str, object]]:
+    """What each paper needs by itself, the fewest hours first; and all of them, with what they share counted once."""
+    found = []
+    names = [costs.job_name(cell) for cell in costs.own_cells()]
+    for what in (*PAPERS, ALL_BUT, "all"):
+        lines = {ALL_BUT: set(PAPERS) - {HEAVY}, "all": set(PAPERS)}.get(what, {what})
+        own = only(jobs, lambda job, lines=lines: line_of(job) in lines)                                   # type: ignore[misc]
+        alone = [job for job in own.values() if job.kind == "run"]
+        line: dict[str, object] = {"what": what, "cells": sum(name in own for name in names), "disk_gb": number(sum(
+            job.copies * job.stored_bytes + (job.kind != "experts") * job.checkpoint_bytes for job in own.values()) / 1e9)}
+        for bound in ("low", "high"):
+            simulated = row(what, tasks_of(own, bound), 8, bound, USUAL, startup, spread, longest_first=True)
+            line |= {f"gpu_hours_{bound}": number(gpu_hours(own, bound)), f"hours_8_{bound}": simulated["hours_median"],
+                     f"longest_{bound}": number(max(getattr(job.minutes, bound) for job in alone) / 60)}
+        found.append(line)
+    return [*sorted(found[:-2], key=lambda line: float(str(line["gpu_hours_low"]))), *found[-2:]]
+
+
+def free_seeds(jobs: dict[str, costs.Job], bound: str, startup: float, gpus: int = 8) -> int:
+    """How many more seeds of every run but the longest two fit beside them, before anybody waits a hundredth longer."""
+    tasks, count = list(tasks_of(jobs, bound)), 0
+    again = [task for task in tasks if jobs[task.group].kind == "run" and line_of(jobs[task.group]) != HEAVY]
+    limit = 1.01 * simulate(tasks, gpus, startup=startup, longest_first=True).makespan
+    while simulate(tasks + again * (count + 1), gpus, startup=startup, longest_first=True).makespan <= limit:
+        count += 1
+    return count
+
+
+def limit_rows(jobs: dict[str, costs.Job], changed: dict[str, costs.Job], speeds: list[costs.Speed], simulated: list[dict[str, object]],
+               by_paper: list[dict[str, object]], rows: list[dict[str, str]], startup: float, spread: float) -> list[dict[str, object]]:
     """Single numbers that the page names."""
     found: list[dict[str, object]] = []
 
     def add(key: str, low: float, high: float | None = None, unit: str = "", of: str = "") -> None:
         found.append({"key": key, "low": number(low), "high": number(low if high is None else high), "unit": unit, "of": of})
 
+    def span(key: str, value: Callable[[str], float], unit: str = "", of: str = "") -> None:
+        add(key, *sorted(value(bound) for bound in ("low", "high")), unit, of)
+
+    def simulated_row(what: str, gpus: int, bound: str, failing: str = USUAL) -> dict[str, object]:
+        return next(each for each in simulated if (each["what"], each["gpus"], each["bound"], each["days_between_failures"])
+                    == (what, gpus, bound, failing))
+
     everyone = list(jobs.values())
-    whole = [sum(job.copies * getattr(job.minutes, bound) for job in everyone) / 60 for bound in ("low", "high")]
-    core = sum(costs.core_minutes(job.all_work, job.method, speeds)[1] for job in everyone) / 60
+    core = {job.name: costs.core_minutes(job.all_work, job.method, speeds)[1] / 60 for job in everyone}
+    esp_ = {name: job for name, job in jobs.items() if job.method == "ESP"}
     add("cells", len(costs.own_cells()))
     add("distillations", sum(job.kind == "run" for job in everyone))
     add("tasks", sum(job.copies for job in everyone))
-    add("gpu hours", *whole, "h")
-    for kind, title in (("experts", "experts"), ("gan", "GANs"), ("run", "distillations and evaluations")):
-        add(f"{title} hours", *(sum(job.copies * getattr(job.minutes, bound) for job in everyone if job.kind == kind) / 60
-                                for bound in ("low", "high")), "h")
-    add("evaluation hours", *(sum(getattr(part, bound) for job in everyone for part in job.parts.values()) / 60
-                              for bound in ("low", "high")), "h")
-    add("starting hours", startup * sum(job.copies for job in everyone) / 3600, unit="h")
-    add("core years", core / 8766)
-    add("ratio", core / whole[1], core / whole[0])
+    span("gpu hours", lambda bound: gpu_hours(jobs, bound), "h")
+    span("share of ESP", lambda bound: 100 * gpu_hours(esp_, bound) / gpu_hours(jobs, bound))
+    span("share of the heavy", lambda bound: 100 * gpu_hours(only(jobs, lambda job: line_of(job) == HEAVY), bound) / gpu_hours(jobs, bound))
+    heavy = sum(line_of(jobs[costs.job_name(cell)]) == HEAVY for cell in costs.own_cells())
+    add("heavy cells", heavy)
+    add("other cells", len(costs.own_cells()) - heavy)
+    for key, line in (("hours without", by_paper[-2]), ("hours with", by_paper[-1])):
+        span(key, lambda bound, line=line: float(str(line[f"hours_8_{bound}"])), "h")                      # type: ignore[misc]
+    span("gpu hours smaller", lambda bound: gpu_hours(changed, bound), "h")
+    add("core decades", sum(core.values()) / 87660)
+    span("ratio", lambda bound: sum(core.values()) / gpu_hours(jobs, bound))
     add("spread", 100 * (math.exp(spread) - 1))
     add("rows of a core", len(speeds))
-    for method in sorted({job.method for job in everyone} - {"experts"}):
-        slow, _, fast, count = costs.speed_of(method, speeds)
+    decide = {method: costs.speed_of(method, speeds)[3] for method in sorted({job.method for job in everyone} - {"experts"})}
+    add("rows that decide", sum(decide.values()))
+    add("other rows", len(speeds) - sum(decide.values()))
+    for method, count in decide.items():
+        slow, _, fast, _ = costs.speed_of(method, speeds)
         width = max(each.width for each in speeds if each.method == method)
         add(f"speed {method}", slow, fast, of=f"{count} row{'s' * (count > 1)} of width {width}")
+    add("core share ESP and DDPP", 100 * sum(core[job.name] for job in everyone if job.method in ("ESP", "DDPP", "experts")) / sum(
+        core.values()), of=f"{decide['ESP'] + decide['DDPP']} rows")
     add("rows of a GPU", sum(not row["device"].startswith("cpu") for row in rows))
     add("start-up", startup, unit="s")
+    config, _ = costs.parsed(CALIBRATE) or (None, None)
+    work = costs.distilling(replace(config, steps=1))                                                      # type: ignore[type-var]
+    span("a segment", lambda bound: 60 * work.minutes(costs.DEVICES[bound]), "s", CALIBRATE)
     expert = min((job for job in everyone if job.kind == "experts"), key=lambda job: job.minutes.low)
     add("short task", 60 * expert.minutes.low, 60 * expert.minutes.high, "s", expert.name)
-    busiest = [float(str(next(each for each in simulated if (each["what"], each["gpus"], each["bound"], each["days_between_failures"])
-                              == ("whole", 64, bound, USUAL))["busiest_minute"])) / 60 for bound in ("high", "low")]
-    add("tasks a second", *busiest, "", "64 GPUs, busiest minute")
+    span("tasks a second", lambda bound: float(str(simulated_row(WHOLE, 64, bound)["busiest_minute"])) / 60, "", "64 GPUs, busiest minute")
     add("Ray", *RAY_TASKS)
-    add("GPUs for Ray's rate", RAY_TASKS[0] * (60 * expert.minutes.low + startup), RAY_TASKS[0] * (60 * expert.minutes.high + startup))
-    add("public days", PUBLIC_DAYS, unit="days")
+    for what in (WHOLE, WITHOUT):
+        each = {bound: 60 * float(str(simulated_row(what, 8, bound, OFTEN)["lost_hours"])) for bound in ("low", "high")}
+        span(f"lost {what}", each.__getitem__, "min")
+    span("seeds", lambda bound: free_seeds(jobs, bound, startup), "", "8 GPUs, every run but those of " + HEAVY)
     buffers = [job for job in everyone if job.kind == "experts"]
     largest = max(buffers, key=lambda job: job.copies * job.stored_bytes)
     add("buffers", sum(job.copies * job.stored_bytes for job in buffers) / 1e9, unit="GB", of=f"{len(buffers)} buffers")
     add("largest buffer", largest.copies * largest.stored_bytes / 1e9, unit="GB", of=largest.name)
-    add("memory of a node for it", largest.copies * largest.stored_bytes / 1e9 / OBJECT_STORE, unit="GB")
     add("an expert", min(job.stored_bytes for job in buffers) / 1e6, max(job.stored_bytes for job in buffers) / 1e6, "MB")
     reading = [job for job in everyone if job.kind == "run" and job.needs and jobs[job.needs].kind == "experts"]
-    hungriest = max(reading, key=lambda job: job.read_bytes / job.distilling.low)
-    add("hungriest run", *(hungriest.read_bytes / 60 / getattr(hungriest.distilling, bound) / 1e6 for bound in ("high", "low")), "MB/s",
-        hungriest.name)
+    hungriest = max(reading, key=lambda job: job.read_bytes / job.minutes.low)
+    span("hungriest run", lambda bound: hungriest.read_bytes / 60 / getattr(hungriest.minutes, bound) / 1e6, "MB/s", hungriest.name)
     add("read by a run", min(job.read_bytes for job in reading) / 1e9, max(job.read_bytes for job in reading) / 1e9, "GB")
     heaviest = max(everyone, key=lambda job: job.checkpoint_bytes)
     add("largest checkpoint", heaviest.checkpoint_bytes / 1e6, unit="MB", of=heaviest.name)
@@ -420,166 +471,183 @@ def limit_rows(jobs: dict[str, costs.Job], speeds: list[costs.Speed], simulated:
     longest = max(everyone, key=lambda job: job.minutes.low)
     add("longest run", longest.minutes.low / 60, longest.minutes.high / 60, "h", longest.name)
     add("its images", costs.set_size(longest.config), of=longest.name)
-    needs = max(everyone, key=lambda job: job.memory_bytes)
-    add("most memory", needs.memory_bytes / 1e9, unit="GB", of=needs.name)
+    needs = sorted(everyone, key=lambda job: -job.memory_bytes)
+    light = next(job for job in needs if job.memory_bytes < 10e9)
+    add("most memory", needs[0].memory_bytes / 1e9, unit="GB", of=needs[0].name)
+    add("memory of the rest", light.memory_bytes / 1e9, unit="GB", of=light.name)
+    for job in needs[:needs.index(light)]:
+        add(f"memory of {job.name}", job.memory_bytes / 1e9, unit="GB", of=job.name)
     size = (RESULTS / "measured.csv").stat().st_size / len(rows)
     add("a row", round(size, -1), unit="bytes")
-    add("results", round(size, -1) * len(costs.own_cells()) / 1e3, unit="kB")
     return found
 
 
 # ---------------------------------------------------------------------------------------------------------------- the page
 
+def two(value: float | str) -> str:
+    """Two digits that count: an estimate has no more."""
+    return f"{float(f'{float(value):.2g}'):,.10g}"
+
+
 def pair(low: str, high: str) -> str:
     return low if low == high else f"{low} – {high}"
+
+
+def between(row: dict[str, str], name: str) -> str:
+    return pair(two(row[f"{name}_low"]), two(row[f"{name}_high"]))
 
 
 def label(row: dict[str, str]) -> str:
     """What the table calls a job: "1000 experts svhn", "SKD cifar10, no std."."""
     name = row["job"].replace("-no-standardization", ", no std.").replace("tiny_imagenet", "tiny-imagenet")
-    name = re.sub(r" convnet\d| standardize", "", name)
+    name = re.sub(r" convnet\d| standardize", "", name).replace(" zca_a", ", whitened")
     return f"{row['copies']} {name}" if row["kind"] == "experts" else name
 
 
-def jobs_table(rows: list[dict[str, str]]) -> papers.Table:
-    def short(text: str) -> str:
-        return f"{float(text):,.0f}" if float(text) >= 1000 else text
-
-    lines = tuple((label(row), row["cells"] if row["kind"] == "run" else "",
-                   pair(short(row["gpu_minutes_low"]), short(row["gpu_minutes_high"])), row["gpu_minutes_measured"],
-                   short(row["core_hours"]), row["memory_gb"], row["read_gb"] if row["read_gb"] != "0" else "", row["stored_gb"],
-                   short(row["pflop"])) for row in rows)
-    columns = ("what", "cells", "GPU min, est.", "GPU min", "core hours", "memory, GB", "reads, GB", "leaves, GB", "PFLOP")
-    return papers.Table(columns, lines, (
-        "GPU min, est.: estimated, low and high; GPU min: measured",
-        "core hours: counted operations (PFLOP) at the measured speed of the method on one core, the middle of its rows",
-        "experts: all of a buffer; runs: with all evaluations of their cells, without experts or GAN; no std.: without standardization"),
-        "Everything behind the cells, each once", frozenset(columns[1:]))
+def papers_table(rows: list[dict[str, str]]) -> papers.Table:
+    columns = ("in this order", "cells", "GPU hours", "with 8 GPUs", "longest run", "disk, GB")
+    return papers.Table(columns, tuple(
+        (row["what"], row["cells"], *(between(row, name) for name in ("gpu_hours", "hours_8", "longest")), two(row["disk_gb"]))
+        for row in rows), (
+            "hours, estimated; with experts, GANs and evaluations; with 8 GPUs: simulated, longest first; measured on a GPU: not run",
+            "GLD and SKD share the three GANs, which each line counts and \"all\" counts once; tiny: tiny-imagenet",
+            "disk: experts, sets, GANs, and a checkpoint of everything; not the data sets"), "Where the hours are", frozenset(columns[1:]))
 
 
 def simulation_table(rows: list[dict[str, str]]) -> papers.Table:
+    by = {(row["what"], row["gpus"], row["bound"]): row for row in rows if row["days_between_failures"] == USUAL}
     lines = []
-    for gpus in ("1", "8", "64"):
-        for failing in FAILURES:
-            low, high = (next(row for row in rows if (row["what"], row["gpus"], row["bound"], row["days_between_failures"])
-                              == ("whole", gpus, bound, failing)) for bound in ("low", "high"))
-
-            def span(name: str, low: dict[str, str] = low, high: dict[str, str] = high, times: float = 1.0, digits: int = 0) -> str:
-                first, second = sorted((times * float(low[name]), times * float(high[name])))
-                return pair(f"{first:,.{digits}f}", f"{second:,.{digits}f}")
-
-            lines.append((f"{gpus} GPU{'s' * (gpus != '1')}, {failing}", span("hours_median"), span("hours_90"), span("ideal_hours"),
-                          span("utilisation", times=100), span("gpu_hours"), span("starting_hours"), span("failures"),
-                          span("lost_hours", times=60), span("read_tb", digits=1), span("written_tb", digits=1)))
-    columns = ("GPUs, failure every", "hours", "9 of 10", "total / GPUs", "used, %", "GPU hours", "starting", "failures", "lost, min",
-               "read, TB", "written, TB")
+    for what in (WHOLE, SORTED, WITHOUT, SMALLER):
+        cells = [pair(*(two(by[what, gpus, bound][name]) for bound in ("low", "high")))
+                 for gpus, name in (("1", "hours_median"), ("8", "hours_median"), ("64", "hours_median"), ("8", "floor_hours"))]
+        sides = [by[what, "8", bound] for bound in ("low", "high")]
+        used = sorted(100 * float(side["ideal_hours"]) / float(side["hours_median"]) for side in sides)
+        lines.append((what, *cells, pair(*map(two, used))))
+    columns = ("hours on", "1 GPU", "8 GPUs", "64 GPUs", "longest chain", "8 used, %")
     return papers.Table(columns, tuple(lines), (
-        f"medians of {SEEDS} seeds at the low and at the high estimate; 9 of 10: hours that nine of ten seeds stay below; nothing was run",
-        "used: share of the time of all GPUs that goes into results; GPU hours: of all GPUs, idle or not; starting: of them, in GPU hours",
-        "GPUs, failure every: mean time between two failures of a node; lost: GPU minutes of work that is done again"),
-                        "All tables, simulated", frozenset(columns[1:]))
+        f"medians of {SEEDS} seeds, at the low and at the high estimate; a failure of each node every {USUAL} (assumed); not run",
+        "the last two lines are longest first and split, too; the last is another experiment than the papers'",
+        "8 used: the share of 8 GPUs' time that work and not waiting takes"), "Everything, simulated", frozenset(columns[1:]))
 
 
-def changes_table(rows: list[dict[str, str]]) -> papers.Table:
-    lines = []
-    for what in ("whole", *CHANGES):
-        low, high = (next(row for row in rows if (row["what"], row["gpus"], row["bound"], row["days_between_failures"])
-                          == (what, "64", bound, USUAL)) for bound in ("low", "high"))
-        hours = (pair(f"{float(low[name]):,.0f}", f"{float(high[name]):,.0f}") for name in ("hours_median", "floor_hours", "ideal_hours"))
-        used = sorted(100 * float(side["utilisation"]) for side in (low, high))
-        lines.append(("as listed" if what == "whole" else what, *hours, pair(*(f"{share:.0f}" for share in used))))
-    columns = ("64 GPUs", "hours", "longest chain", "total / GPUs", "used, %")
-    return papers.Table(columns, tuple(lines), ("each line with the changes of those above it",), "What helps", frozenset(columns[1:]))
+def jobs_table(rows: list[dict[str, str]]) -> papers.Table:
+    some = any(row["gpu_minutes_measured"] != papers.NOT_RUN for row in rows)        # a column of nothing but "not run" says nothing
+
+    def line(row: dict[str, str]) -> tuple[str, ...]:
+        name = label(row) + "".join(f" [{number}]" for number, jobs in enumerate(ODD, 4) if row["job"] in jobs)
+        return (name, row["cells"] if row["kind"] == "run" else "", between(row, "gpu_minutes"),
+                *((row["gpu_minutes_measured"],) if some else ()), two(row["memory_gb"]),
+                *(two(row[name]) if float(row[name]) >= 0.05 else "" for name in ("read_gb", "stored_gb")), two(row["core_hours"]))
+
+    columns = ("what", "cells", "GPU min", *(("measured",) if some else ()), "memory", "reads", "leaves", "core h")
+    return papers.Table(columns, tuple(map(line, rows)), (
+        f"GPU min: estimated, low and high{'' if some else '; measured: not run'}; core h: at the measured speed of one core",
+        "memory, reads, leaves (on disk): GB, empty below 0.05; experts: all of a buffer; runs: with all evaluations of their cells",
+        "no std.: without standardization; whitened: ZCA; proj-only, dm-only: one of ESP's losses; cross: distilled with two networks",
+        "takes 125 of its 5,000 images in each of 80 steps (setting syn_batch, as in MTT); IPC 10 takes all 1,000 in each of 20",
+        "50 patches an update, CIFAR-10 all its 96, and 2,000 real images for 5,000: less arithmetic, but longer unrolls, so more launches",
+        "decoded images pass 1,024 at a time, so memory stops growing",
+        "also without its projection loss the student walks along experts: it reads as much"),
+        "What each run costs", frozenset(columns[1:]))
 
 
-RELEASE_LOGS = "https://github.com/ray-project/ray/blob/ray-{}/release/release_logs/{}/benchmarks/many_tasks.json"
+# what a line of the table needs a word about: by footnote, from the fourth
+ODD = (("DDPP cifar100-ipc50",), ("PoDD cifar100-ipc1", "PoDD cifar100-ipc0.4"), ("ESP cifar10-ipc50", "ESP svhn-ipc50"),
+       tuple(f"ESP cifar10-ipc{ipc}-dm-only" for ipc in (1, 10, 50)))
+RELEASE_LOG = "https://github.com/ray-project/ray/blob/ray-2.23.0/release/release_logs/2.9.2/benchmarks/many_tasks.json"
 TEXTS = {
     "short": """\
-The five papers print {cells} cells of their own. Behind them are {distillations} distillations, {of buffers} of experts with {buffers},
-and three GANs: {tasks} tasks. Together they are about {core years} years of one CPU core at the speeds that were measured, or
-**{gpu hours} on a GPU by estimate**: an hour of a GPU for {ratio} hours of a core. Measured on a GPU: {gpu rows}.""",
+The five papers print {cells} cells of their own. Behind them are {distillations} distillations, {of buffers} of experts and three
+GANs: **{gpu hours} on a GPU by estimate**, and about {core decades} decades of one CPU core. Measured on a GPU: {gpu rows}. {heavy
+cells} of the {cells} cells take {share of the heavy} % of it. The other {other cells} take {hours without} on 8 GPUs, all of them
+{hours with}.""",
+    "deciding": """\
+Two assumptions about ESP, which takes {share of ESP} % of the hours even without its experts, decide the total. How many updates it
+makes is *our choice*: 3,000 segments of 10, where the paper says "until converged"; half as many cost half as much. And every update
+sees *all* decoded images, {its images} of the largest set: so the paper's equation 4 has it, but its ablation of that batch (section 4.6)
+ends at 1,024 images, and we know of no word on single cells. With 1,024 everything would take {gpu hours smaller}.""",
+    "calibrate": """\
+```bash
+{command}
+```
+
+trains one expert and says at last "stopped after *m* minutes at step *n*". A step is a segment of 10 updates, and we guess {a
+segment} for it. So your hours are about **low hours × 60 *m* / ({a low segment} *n*)**, for ESP above all. (The expert is in *m*: ten
+minutes make it small.)""",
     "measures": """\
-- **Measured**: the minutes of {rows of a core} rows of `book/results/measured.csv` that one CPU core made, their spread for equal
-  work ({spread} % up or down), and the {start-up} that a run takes before it does anything (`book/results/scaling_startup.csv`; on a
-  CPU, beside other work). Counted work over minutes is the speed of a core, in GFLOP a second: DDPP {speed DDPP} ({of speed DDPP}),
-  ESP {speed ESP} ({of speed ESP}), CGAN {speed CGAN} ({of speed CGAN}), SKD {speed SKD} ({of speed SKD}), GLD {speed GLD}
-  ({of speed GLD}), PoDD {speed PoDD} ({of speed PoDD}). Narrow networks are slow, so PoDD's core hours are too many.""",
-    "failures": """\
-Nobody has measured failures here. One public number: 419 unplanned interruptions in 54 days on 16,384 GPUs, in the training of Llama 3
-([collected here](https://glennklockwood.com/garden/component-reliability)). For a node of eight GPUs that is one in {public days}.
-Borrowed or cheap machines are taken away much more often, so the table also has 30 days and 3 days, which are assumed.""",
-    "floor": """\
-Of the {gpu hours}, experts take {experts hours}, GANs {GANs hours}, and distillations with their evaluations
-{distillations and evaluations hours} (evaluations: {evaluation hours}). Starting processes adds {starting hours}. The longest run
-alone takes {longest run} ({of longest run}): every update takes second derivatives of all its {its images} decoded images.""",
-    "last": """\
-The longest chain is then: {chain + ESP: 1,024 images}.""",
-    "scheduler": """\
-- **The scheduler** is not the limit. At the busiest, 64 GPUs ask for {tasks a second} tasks a second. Ray's own release logs have {Ray}
-  ([2.8.0]({log 2.8.0}), [2.9.2]({log 2.9.2}): 10,000 tasks on 2,500 CPUs). Even with nothing but the shortest tasks that would serve
-  {GPUs for Ray's rate} GPUs. We have not measured Ray at such sizes.
-- **Start-up** counts. The shortest expert takes {short task}, and starting its process {start-up}. *Change:* several experts in one
-  task. The library trains eight side by side on a GPU; a task for every eight experts pays one start for all of them.""",
-    "storage": """\
-- **Buffers** are {buffers} in all; an expert is {an expert}, the largest buffer {largest buffer}. A run reads {read by a run}: every
-  expert that it draws once from end to end, for its checksum, and two snapshots ($8P$ bytes) for an update of DDPP or eleven ($44P$)
-  for a segment of ESP. The hungriest run wants {hungriest run} ({of hungriest run}). 64 like it would want 64 times that, and a
-  network of 10 Gbit/s carries 1,250 MB/s. *Change:* copy a buffer to each node's disk once, let the node's eight GPUs read it there, and
-  keep the runs of one buffer on the same nodes.
-- **The object store** of Ray is the wrong place for a buffer. It takes 30 % of a node's memory by default
-  ([documentation](https://docs.ray.io/en/latest/ray-core/scheduling/memory-management.html)), so a node would need
-  {memory of a node for it} for the largest. *Change:* let tasks pass a folder's name, not its content.
-- **Checkpoints** are written about every 20 seconds whatever their size. The largest is {largest checkpoint} ({of largest checkpoint}),
-  {it writes} for as long as the run goes on: most of the column "written". *Change:* longer pauses for large states
-  (`checkpoint_seconds` of `runs.run`). At one failure in 30 days even 20 minutes would lose next to nothing.
-- **Results** are small: a row is about {a row}, all cells {results}. But every row is appended under a lock of the file system
-  (`flock`), and not every network file system keeps such locks between machines. *Change:* one writer for all
-  (the driver of `ddlib.sweep` is one), or a file for every run.
-- **Memory** is no limit on a GPU of 80 GB: the most is {most memory} ({of most memory}), counted, without what libraries take for
-  themselves.""",
+- **Measured**, on one CPU core: minutes of {rows of a core} rows of `book/results/measured.csv`. {rows that decide} of them, of the
+  widest networks of each method, give its speed; the other {other rows} (narrower, or of the bases DiM and MTT) only how much equal
+  work varies, {spread} % up or down beside other programs. {core share ESP and DDPP} % of the core hours rest on *{of core share ESP
+  and DDPP}*: ESP's, of CIFAR-10 at IPC 1, and DDPP's, which stands for experts as well. So read "decades". Speeds, in GFLOP a second,
+  by width of what distils: DDPP {speed DDPP} ({of speed DDPP}), ESP {speed ESP} ({of speed ESP}), CGAN {speed CGAN} ({of speed
+  CGAN}), SKD {speed SKD} ({of speed SKD}), GLD {speed GLD} ({of speed GLD}), PoDD {speed PoDD} ({of speed PoDD}). Narrow networks are
+  slow, so PoDD's core hours are too many. A run takes {start-up} before it does anything (`book/results/scaling_startup.csv`).""",
+    "chains": """\
+With 8 GPUs the chain is already what one waits for: {longest run} for {of longest run}, after its experts. The other seven GPUs could
+meanwhile make {seeds} more seeds of every other run, free of charge. Failures hardly matter: with one every 3 days (rented machines
+are taken away often) 8 GPUs lose {lost as listed} of work in all, since most of them wait; in the third line, where most are busy
+for fewer hours, {lost without ESP tiny}.
+Times vary from seed to seed by {spread} %, as rows of a busy CPU did; on a GPU it may be less.""",
+    "limits": """\
+- **Start-up.** The shortest expert takes {short task}, and starting its process {start-up}. *Change:* `python -m ddlib.experts`
+  trains eight side by side in one process on a GPU; the sweep starts one process for each.
+- **Buffers** are {buffers}, the largest {largest buffer}, an expert {an expert}. A run reads {read by a run}: every expert that it
+  draws once from end to end, for its checksum, and two snapshots (weights after an epoch) for an update of DDPP or eleven for a
+  segment of ESP. The hungriest wants {hungriest run} ({of hungriest run}), and a network of 10 Gbit/s carries 1,250 MB/s. *Change:*
+  copy a buffer to each machine's disk once, and keep its runs there. Pass its folder's name, never its content, through Ray's memory.
+- **Checkpoints** are written every 20 seconds whatever their size; the largest is {largest checkpoint}, so {it writes}. *Change:*
+  `checkpoint_seconds` of `runs.run`: 20 minutes lose next to nothing.
+- **Results** are small, {a row} a row, but each is appended under a lock of the file system, which not every network file system
+  keeps between machines. *Change:* one writer, as `ddlib.sweep` is.
+- **The scheduler** is no limit: 64 GPUs ask for {tasks a second} tasks a second, and Ray, the library that spreads a sweep over
+  machines, places [{Ray}]({log}) in its own release test.
+- **Memory**, counted, to which libraries add a GB or two: {heavy memory}; nothing else needs more than {memory of the rest}. So 12 GB
+  serve for all but these, 16 GB are tight for the experts, 24 GB for ESP.""",
 }
 
 
 def shown(row: dict[str, str]) -> str:
-    """A row of scaling_limits.csv as text: "25.9 to 279 GB"."""
-    low, high = (f"{float(row[side]):,.0f}" if float(row[side]) >= 1000 else row[side] for side in ("low", "high"))
+    """A row of scaling_limits.csv as text: "26 to 280 GB". What has a unit has two digits, a count has all."""
+    exact = not row["unit"] and float(row["low"]).is_integer() and row["key"] not in ROUND
+    low, high = (f"{float(row[side]):,.0f}" if exact else two(row[side]) for side in ("low", "high"))
     return " ".join(filter(None, [low if low == high else f"{low} to {high}", row["unit"]]))
 
 
-def facts(limits: list[dict[str, str]], chains: list[dict[str, str]]) -> dict[str, str]:
+ROUND = {"spread", "ratio", "share of ESP", "share of the heavy", "core share ESP and DDPP", "Ray"}
+
+
+def facts(limits: list[dict[str, str]]) -> dict[str, str]:
     """The generated sentences of the page, by the name of their marker."""
     values = {row["key"]: shown(row) for row in limits} | {f"of {row['key']}": row["of"] for row in limits}
-    values |= {f"log {of}": RELEASE_LOGS.format(at, of) for of, at in (("2.8.0", "2.21.0"), ("2.9.2", "2.23.0"))}
-    values |= {f"chain {row['what']}": row["of"] for row in chains}
+    values |= {"log": RELEASE_LOG, "command": CALIBRATE.replace(" --", " \\\n  --")}
+    values["a low segment"] = next(two(row["low"]) for row in limits if row["key"] == "a segment")
+    values["heavy memory"] = ", ".join(f"{label({'job': row['of'], 'kind': 'run'})} {shown(row)}" for row in limits
+                                       if row["key"].startswith("memory of ") and row["key"] != "memory of the rest")
     values["gpu rows"] = "*not run*" if values["rows of a GPU"] == "0" else f"{values['rows of a GPU']} rows"
-    return {name: re.sub(r"\{([^}]+)\}", lambda key: values[key[1]], text) for name, text in TEXTS.items()}
+    return {name: re.sub(r"\{([^}]+)\}", lambda key: values[" ".join(key[1].split())], text) for name, text in TEXTS.items()}
 
 
 def figure(rows: list[dict[str, str]]) -> bytes:
-    """Hours against GPUs, as published and with the changes, each between its two estimates."""
-    with plots.style(plots.FULL):
-        fig = plots.figure(plots.FULL)
+    """Hours against GPUs, as listed and with the changes, each between its two estimates, above total / GPUs."""
+    size = (3.6, 3.6)                    # inches: small, so that letters stay legible on a telephone
+    with plots.style(size):
+        fig = plots.figure(size)
         ax = fig.subplots()
-        for what, title, shade in (("whole", "as published", plots.color("MTT")),
-                                   (CHANGES[2], "with all three changes", plots.color("DM"))):
+        for what, shade, pattern in ((WHOLE, plots.color("MTT"), "--"), (SMALLER, plots.color("DM"), ":")):
             low, high = ([row for row in rows if (row["what"], row["bound"], row["days_between_failures"]) == (what, bound, USUAL)]
                          for bound in ("low", "high"))
             sizes = [int(row["gpus"]) for row in low]
-            ends = [[float(row["hours_median"]) for row in side] for side in (low, high)]
-            ax.fill_between(sizes, *ends, color=shade, alpha=0.25, label=title)
-            for side in ends:
+            hours, ideal = ([[float(row[name]) for row in side] for side in (low, high)] for name in ("hours_median", "ideal_hours"))
+            ax.fill_between(sizes, *hours, color=shade, alpha=0.25, label=what if what == WHOLE else f"{what} (not the papers')")
+            for number, (side, least) in enumerate(zip(hours, ideal, strict=True)):
                 ax.plot(sizes, side, "o-", color=shade, ms=3)
-        ideal = [[float(row["ideal_hours"]) for row in rows if (row["what"], row["bound"], row["days_between_failures"])
-                  == ("whole", bound, USUAL)] for bound in ("low", "high")]
-        floors = [[float(row["floor_hours"]) for row in rows if (row["what"], row["bound"], row["days_between_failures"])
-                   == ("whole", bound, USUAL)] for bound in ("low", "high")]
-        for lines, style, title in ((ideal, "--", "total / GPUs"), (floors, ":", "longest chain")):
-            for number, side in enumerate(lines):
-                ax.plot(sizes, side, style, color="#4d4d4d", lw=1, label="" if number else f"{title}, as published")
-        ax.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="hours, estimated", xticks=sizes,
-               xticklabels=[str(size) for size in sizes])
+                ax.plot(sizes, least, pattern, color="#4d4d4d", lw=1, label="" if number else f"total / GPUs, {what}")
+        ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+        ax.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="hours, estimated", xticks=sizes, yticks=ticks, ylim=(0.9, 1500),
+               xticklabels=map(str, sizes), yticklabels=[f"{tick:,}" for tick in ticks])
         ax.minorticks_off()
-        fig.legend(loc="outside upper left", ncols=2)
+        ax.grid(True, color="#d0d7de", lw=0.6)
+        fig.legend(loc="outside upper left")
         return plots.png(fig)
 
 
@@ -597,9 +665,8 @@ def fill(text: str, blocks: dict[str, str]) -> str:
 
 def blocks() -> dict[str, str]:
     """All generated parts of the page, from the CSV files alone."""
-    simulated = read("simulation")
-    tables = {"jobs": jobs_table(read("jobs")), "simulation": simulation_table(simulated), "changes": changes_table(simulated)}
-    return facts(read("limits"), read("chains")) | {name: table.html() for name, table in tables.items()}
+    tables = {"papers": papers_table(read("papers")), "simulation": simulation_table(read("simulation")), "jobs": jobs_table(read("jobs"))}
+    return facts(read("limits")) | {name: table.html() for name, table in tables.items()}
 
 
 def main() -> None:
@@ -612,12 +679,10 @@ def main() -> None:
     simulated = simulation_rows(jobs, changed, spread, startup)
     write(RESULTS / "scaling_cells.csv", CELL_COLUMNS, cell_rows(jobs, speeds))
     write(RESULTS / "scaling_jobs.csv", JOB_COLUMNS, job_rows(jobs, speeds))
+    by_paper = paper_rows(jobs, spread, startup)
+    write(RESULTS / "scaling_papers.csv", PAPER_COLUMNS, by_paper)
     write(RESULTS / "scaling_simulation.csv", SIMULATION_COLUMNS, simulated)
-    write(RESULTS / "scaling_limits.csv", LIMIT_COLUMNS, limit_rows(jobs, speeds, simulated, rows, startup, spread))
-    chains_of = {"whole": tasks_of(jobs, "low"), CHANGES[0]: tasks_of(jobs, "low"), CHANGES[1]: tasks_of(jobs, "low", split=True),
-                 CHANGES[2]: tasks_of(changed, "low", split=True)}
-    write(RESULTS / "scaling_chains.csv", ("what", "of"),
-          [{"what": what, "of": floor_of(tasks, startup)} for what, tasks in chains_of.items()])
+    write(RESULTS / "scaling_limits.csv", LIMIT_COLUMNS, limit_rows(jobs, changed, speeds, simulated, by_paper, rows, startup, spread))
     FIGURE.write_bytes(figure(read("simulation")))
     files.write_text(PAGE, fill(PAGE.read_text(encoding="utf-8"), blocks()))
     print(f"wrote {PAGE}, {FIGURE} and {RESULTS}/scaling_*.csv in {time.monotonic() - began:.1f} s")
