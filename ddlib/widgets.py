@@ -1751,7 +1751,7 @@ def cost_explorer(points: Sequence[Point], full: Mapping[str, tuple[float, str]]
     rows = "".join(f'<tr><th scope="row">{escape(line["name"])}, {value[0]}</th><td>{value[3]} ± {value[4]} ({value[5]})</td>'
                    f'<td>{value[1]:,}</td><td>{escape(line["kind"])}</td></tr>' for line, value in listed)
     body = (
-        "<noscript><style>.ddlib-widget:has(.costs) .knob,.costs .choose{display:none}</style><p>All points of "
+        "<noscript><style>.ddlib-widget:has(.costs) .knob,.ddlib-widget .costs .choose{display:none!important}</style><p>All points of "
         f"{escape(', '.join(first))}, protocol {escape(begin)}; the chart and the other points need JavaScript.</p></noscript>"
         f'<div class="costs"><div class="choose"><label>dataset and test network<select autocomplete="off">{options}</select></label>'
         '<label>protocol<select autocomplete="off"></select></label><label>across<select autocomplete="off">'

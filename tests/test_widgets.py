@@ -900,7 +900,7 @@ def test_without_a_script_the_cost_explorer_is_a_list_and_numbers_are_printed_as
     page = html.split("<script>")[0]
     assert re.findall(r'<th scope="row">([^<]*)', page) == ["Half, 1", "DM, 10", "SKD, 1", "DM, 1", "Random, 1"]
     assert "92.2 ± 2.0 (5)" in page and "92.2" in html.split("<script>")[1] and "92.25" not in html    # of which a browser makes 92.3
-    assert ".knob,.costs .choose{display:none}" in page.split("<noscript>")[1].split("</noscript>")[0]
+    assert ".knob,.ddlib-widget .costs .choose{display:none!important}" in page.split("<noscript>")[1].split("</noscript>")[0]
     assert "<b>" not in costs(points=[point(NASTY)]).html.split("<script>")[0]
 
 
