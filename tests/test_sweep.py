@@ -134,6 +134,7 @@ def working_in(folder: Path) -> list[int]:
     ({"method": "dm", "settings": {"steps": 0}}, r"steps, real_batch and width must be at least 1"),
     ({"method": "dm", "settings": {"seed": []}}, r"seed is an empty list"),
     ({"method": "dm", "settings": {"seed": [0, 0]}}, r"two runs are called 'dm.tiny.seed=0': leave one out"),
+    ({"method": "dm", "settings": {"ipc": [dm.PRESETS["tiny"].ipc], "seed": 0}, "name": ".."}, r"a name needs letters or digits, got '..'"),
     ({"method": "dm", "evaluate": "strickt"}, r"unknown protocol 'strickt'; choose from"),
     ({"method": "dm", "evaluate": "strict-cpu-alpha"}, r"DM learns no step size"),
     ({"method": "dm", "evaluate": "strict", "networks": "resnet7"}, r"unknown network 'resnet7'"),
@@ -170,6 +171,56 @@ def test_a_bad_entry_is_answered_in_one_sentence_before_anything_starts(tmp_path
 def test_a_bad_grid_is_answered_in_one_sentence(tmp_path, keys, problem):
     with pytest.raises(ValueError, match=problem):
         read(tmp_path, **keys)
+
+
+def test_one_run_under_two_names_is_refused(tmp_path):
+    """A preset's own value may be written out: the result is the same, and would be there twice."""
+    with pytest.raises(ValueError, match="'dm.tiny.seed=0' and 'dm.tiny' are the same run"):
+        read(tmp_path, {"method": "dm"}, {"method": "dm", "settings": {"seed": 0}})
+    assert len(read(tmp_path, {"method": "dm"}, {"method": "dm", "settings": {"seed": 1}}).runs) == 2
+
+
+def a_row(**changes) -> dict[str, str]:
+    return dict.fromkeys(evaluate.COLUMNS, "1") | {"command": "python -m ddlib.methods.dm --evaluate strict-cpu", **changes}
+
+
+def test_a_result_that_is_made_again_at_another_commit_is_published_once(tmp_path):
+    path = tmp_path / "rows.csv"
+    assert driver.publish(path, [a_row(commit="one"), a_row(commit="two", minutes="2")]) == 1
+    assert driver.publish(path, [a_row(accuracy_mean="2")]) == 1 and len(evaluate.read_rows(path)) == 2
+
+
+def test_a_row_torn_in_its_last_cell_is_replaced_and_a_foreign_one_kept(tmp_path):
+    path = tmp_path / "rows.csv"
+    driver.publish(path, [a_row(method="a"), a_row(method="b")])
+    path.write_bytes(path.read_bytes()[:-5])                     # a killed writer: its command ends early
+    assert driver.publish(path, [a_row(method="a"), a_row(method="b")]) == 1
+    assert [each["command"] for each in evaluate.read_rows(path)] == [a_row()["command"]] * 2
+    path.write_bytes(path.read_bytes()[:-1])                     # an editor that leaves out the last line's end
+    assert driver.publish(path, [a_row(method="c", command="python -m another")]) == 1 and len(evaluate.read_rows(path)) == 3
+
+
+@pytest.mark.parametrize("header", ["dataset,method\n", "\n", "dataset,method\ntoy,DM\n"])
+def test_half_a_header_with_a_line_end_is_no_header(tmp_path, header):
+    (tmp_path / "rows.csv").write_text(header)
+    with pytest.raises(ValueError, match="has other columns than"):
+        read(tmp_path, results=str(tmp_path / "rows.csv"))
+
+
+def test_more_workers_than_gpus_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    (task,) = (run.task for run in read(tmp_path, {"method": "dm", "resources": {"gpus": 1}}).runs)
+    assert pools.Here(Store(str(tmp_path)), "now", [task], 2).workers == 2
+    with pytest.raises(ValueError, match="4 workers want 1 GPUs each and this machine has 2: use at most 2 workers"):
+        pools.Here(Store(str(tmp_path)), "now", [task], 4)
+
+
+def test_a_task_fits_a_node_that_has_all_it_asks_for(tmp_path):
+    (task,) = (run.task for run in read(tmp_path, {"method": "dm", "resources": {"cpus": 2, "gpus": 1}}).runs)
+    cluster = object.__new__(pools.OnRay)
+    for resources, fits in (([{"CPU": 8.0}, {"GPU": 1.0}], False), ([{"CPU": 1.0, "GPU": 1.0}], False), ([{"CPU": 2.0, "GPU": 1.0}], True)):
+        cluster.nodes = {str(number): {"Resources": each} for number, each in enumerate(resources)}
+        assert cluster.fits(task) == fits
 
 
 def test_a_results_file_with_other_columns_is_refused_before_anything_starts(tmp_path):

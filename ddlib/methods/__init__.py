@@ -149,7 +149,7 @@ def distil_and_evaluate(method: Method, arguments: argparse.Namespace, changes: 
     shared = getattr(method, "folder", None)                     # a GAN lies where the methods that start from it look for one
     out = arguments.out or (shared(real, config) if shared else runs.folder(method.NAME.lower(), f"{arguments.preset}-{config.seed}"))
     result = runs.run(method, config, out, real=real, minutes=arguments.minutes, keep_checkpoint=shared is not None,
-                      snapshots=arguments.snapshots or getattr(method, "SNAPSHOTS", 0))
+                      wait=shared is not None, snapshots=arguments.snapshots or getattr(method, "SNAPSHOTS", 0))
     if result.syn is None:
         print(f"stopped after {result.minutes:.1f} minutes at step {result.steps} of {result.total}; "
               f"the same command goes on from here ({result.folder})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from ddlib.sweep.grid import Grid, Run
 from ddlib.sweep.pools import Here, OnRay
 from ddlib.sweep.work import Task, finished
 
-# two rows are of one result if they differ in nothing else
-COSTS = ("device", "minutes", "peak_mb")
+# two rows are of one result if they differ in nothing else: work that is done again costs other minutes, at another commit
+COSTS = ("commit", "device", "minutes", "peak_mb")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,14 @@ class Report:
 def publish(path: Path, rows: Sequence[Mapping[str, str]]) -> int:
     """Append the rows that the results file lacks; returns how many. What makes a row another one is all but its costs."""
     key = lambda row: tuple(str(row[column]) for column in evaluate.COLUMNS if column not in COSTS)
-    there, count = {key(row) for row in evaluate.read_rows(path)} if path.is_file() else set(), 0
+    found = evaluate.read_rows(path) if path.is_file() else []
+    if found and not path.read_bytes().endswith(b"\n"):          # a killed writer's last cell, the command, may be torn
+        *before, last = found
+        if any(row["command"] != last["command"] and row["command"].startswith(last["command"]) for row in rows):
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)
+            found = before
+    there, count = {key(row) for row in found}, 0
     for row in rows:
         if key(row) not in there:
             evaluate.append_row(path, dict(row))
@@ -90,8 +98,11 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
         if pool and not dry_run:
             expected = {each.task.name: found.minutes for each in [*first, *todo] if (found := report.estimate(each, rows)).minutes}
             records |= work_off(pool, order, grid, report.Progress(len(order), workers, expected))
-            for each in order:
-                publish(grid.results, records[each.name]["rows"])
+            try:
+                for each in order:
+                    publish(grid.results, records[each.name]["rows"])
+            except OSError as error:
+                pool.notes.append(f"rows are missing in {grid.results} ({error}): make room and start the sweep again, which adds them")
         if grid.store.remote and grid.results.is_file() and not dry_run:
             grid.store.put(grid.results, grid.results.name)
         return summary(grid, records, session, pool.notes if pool else [])

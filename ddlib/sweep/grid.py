@@ -76,7 +76,7 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
     if not given.get("runs"):
         raise ValueError("the grid has no runs: give it a list `runs` of entries such as {method: dm, preset: tiny}")
     default = "sweep" if isinstance(source, Mapping) else Path(source).stem
-    name = re.sub(r"[^\w.-]+", "_", given.get("name", default))
+    name = plain(given.get("name", default))
     known("limits", given.get("limits", {}), LIMITS)
     if least := [key for key in ("workers", "retries", "timeout_minutes") if given.get(key, 0) < 0]:
         raise ValueError(f"{least[0]} must be at least 0, got {given[least[0]]}")
@@ -104,6 +104,9 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
             for run in expand(entry, limits, first):
                 if run.task.name in expanded:
                     raise ValueError(f"two runs are called {run.task.name!r}: leave one out, or give its entry a `name`")
+                if same := next((name for name, other in expanded.items() if other.task.identity == run.task.identity), ""):
+                    raise ValueError(f"{run.task.name!r} and {same!r} are the same run, one with a preset's own value written out: "
+                                     "leave one out")
                 expanded[run.task.name] = run
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
@@ -113,14 +116,24 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
     return Grid(name, store, results, given.get("limits", {}), given.get("workers", 0), tuple(complete), first)
 
 
+def plain(name: str) -> str:
+    """A name as a part of a path; ValueError for one that would be another folder."""
+    name = re.sub(r"[^\w.-]+", "_", name)
+    if not name.strip("."):
+        raise ValueError(f"a name needs letters or digits, got {name!r}")
+    return name
+
+
 def check_results(path: Path) -> None:
     """ValueError for a file that rows cannot be appended to."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file: name another for the results")
     if path.is_file():
         with open(path, encoding="utf-8", errors="replace") as file:
-            header = file.readline().rstrip("\r\n")
-        if not ",".join(evaluate.COLUMNS).startswith(header):    # a writer may have been killed in mid-header
+            line = file.readline()
+        header, ended = line.rstrip("\r\n"), line[len(line.rstrip("\r\n")):]
+        columns = ",".join(evaluate.COLUMNS)
+        if header != columns and not (columns.startswith(header) and ended == ""):       # a writer may have been killed in mid-header
             raise ValueError(f"{path} has other columns than {', '.join(evaluate.COLUMNS)}: name another file for the results")
 
 
@@ -172,7 +185,7 @@ def dataset(name: str) -> data.ImageSet:
 def title(entry: Mapping[str, Any], what: str, chosen: Mapping[str, Any]) -> str:
     """The name of a run: everything that was chosen, in the order of the alphabet, short enough for a folder."""
     pairs = [(name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in chosen.items()]
-    name = ".".join(filter(None, [entry.get("name", ""), what, chapter.settings(pairs) if pairs else ""]))
+    name = ".".join(filter(None, [plain(entry["name"]) if "name" in entry else "", what, chapter.settings(pairs) if pairs else ""]))
     return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 

@@ -40,6 +40,9 @@ class Here:
             bounds.append(int(len(visible_gpus()) / most))
             if not bounds[-1]:
                 raise ValueError(f"a run wants {most:g} GPUs and this machine has {len(visible_gpus())}: ask for fewer in its resources")
+        if most and workers > bounds[-1]:
+            raise ValueError(f"{workers} workers want {most:g} GPUs each and this machine has {len(visible_gpus())}: "
+                             f"use at most {bounds[-1]} workers")
         self.workers = workers or max(1, min(bounds))
         self.notes: list[str] = []
         self.pool = futures.ThreadPoolExecutor(self.workers)
@@ -78,8 +81,10 @@ class Here:
         """Interrupted: end what runs."""
         if interrupted:
             work.stopping.set()
-        self.pool.shutdown(cancel_futures=interrupted)
-        work.stopping.clear()
+        try:
+            self.pool.shutdown(cancel_futures=interrupted)
+        finally:
+            work.stopping.clear()
 
 
 def visible_gpus() -> list[str]:
@@ -150,10 +155,8 @@ class OnRay:
 
     def check(self, tasks: Sequence[Task]) -> None:
         """ValueError if a node has no ddlib or another one, or if no node has what a task asks for."""
-        for name, unit, asked in (("CPU", "CPUs", [task.cpus for task in tasks]), ("GPU", "GPUs", [task.gpus for task in tasks]),
-                                  ("memory", "bytes of memory", [task.memory_gb * 1e9 for task in tasks])):
-            if max(asked) > (has := max(node["Resources"].get(name, 0) for node in self.nodes.values())):
-                raise ValueError(f"a run wants {max(asked):g} {unit} and no node has more than {has:g}: ask for fewer in its resources")
+        if task := next((task for task in tasks if not self.fits(task)), None):
+            raise ValueError(f"{task.name} wants {wants(task)} and no node has all of it: ask for less in its resources")
 
         def probe() -> str:                                      # a nested function travels by value: it needs no ddlib to arrive
             try:
@@ -176,6 +179,11 @@ class OnRay:
             if version != code_version():
                 raise ValueError(f"{where} has ddlib {version} and this machine {code_version()}: bring both to the same version")
 
+    def fits(self, task: Task) -> bool:
+        """Whether a node has all that a task asks for: Ray would wait for one."""
+        asked = {"CPU": task.cpus, "GPU": task.gpus, "memory": task.memory_gb * 1e9}
+        return any(all(node["Resources"].get(name, 0) >= least for name, least in asked.items()) for node in self.nodes.values())
+
     def start(self, task: Task) -> None:
         needs = [self.by_folder[need] for need in task.needs if need in self.by_folder]
         memory = {"memory": int(task.memory_gb * 1e9)} if task.memory_gb else {}
@@ -186,18 +194,24 @@ class OnRay:
 
     def ended(self) -> Iterator[tuple[Task, dict[str, Any]]]:
         done, _ = self.ray.wait(list(self.tasks), num_returns=1, timeout=POLL_SECONDS)
-        for key in self.nodes.keys() - self.alive().keys():
-            node = self.nodes.pop(key)
-            self.notes.append(f"node {key[:8]} ({node['NodeManagerAddress']}) was lost; its runs went on elsewhere")
+        alive = self.alive()
+        for key in self.nodes.keys() - alive.keys():
+            self.notes.append(f"node {key[:8]} ({self.nodes[key]['NodeManagerAddress']}) was lost; its runs went on elsewhere")
+        if self.nodes.keys() != alive.keys():
+            self.nodes = alive
+            for ref, task in list(self.tasks.items()):
+                if ref not in done and not self.fits(task):
+                    self.ray.cancel(ref, force=True)
+                    del self.tasks[ref]
+                    yield task, unfinished(task, f"it wants {wants(task)}, and no node that is left has all of it")
         for ref in done:
             task = self.tasks.pop(ref)
             try:
                 yield task, self.ray.get(ref)
             except self.ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
-                problem = str(cause) if isinstance(cause, Again) else f"its worker was lost for good: {str(cause).splitlines()[0]}"
-                yield task, {"name": task.name, "identity": task.identity, "state": "failed", "error": problem, "rows": [], "files": {},
-                             "minutes": 0.0, "bytes": 0, "attempts": []}
+                first = (str(cause).splitlines() or [type(cause).__name__])[0]
+                yield task, unfinished(task, first if isinstance(cause, Again) else f"its worker was lost for good: {first}")
 
     def close(self, interrupted: bool = False) -> None:
         if interrupted:
@@ -205,6 +219,17 @@ class OnRay:
                 self.ray.cancel(ref, force=True)
         if self.own:
             self.ray.shutdown()
+
+
+def wants(task: Task) -> str:
+    """What a task asks for, in words."""
+    return f"{task.cpus} CPUs" + (f", {task.gpus:g} GPUs" if task.gpus else "") + (f", {task.memory_gb:g} GB" if task.memory_gb else "")
+
+
+def unfinished(task: Task, error: str) -> dict[str, Any]:
+    """The record of a task that has left none."""
+    return {"name": task.name, "identity": task.identity, "state": "failed", "error": error, "rows": [], "files": {}, "minutes": 0.0,
+            "bytes": 0, "attempts": []}
 
 
 def reach(address: str) -> None:

@@ -32,7 +32,7 @@ from ddlib.sweep.store import Store
 
 PACKAGE = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 3.0                                              # between asking a child to end and ending it
-LOCK_SECONDS = 60.0                                              # how long a lost worker's child may linger in the folder
+LOCK_SECONDS = 150.0                                             # how long a lost worker's child may linger in the folder
 # A child must not outlive its worker, which may be killed without a chance to say so: Linux tells it, others let it finish.
 LEASH = """import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -234,6 +234,8 @@ def damage(folder: Path) -> str:
         if own and (kind := kinds.get(path.stem.split("-")[0])) is not None:
             try:
                 files.verify(path, kind)
+            except FileNotFoundError:                            # a checkpoint that has just given way to the finished set
+                continue
             except ValueError as error:
                 return str(error).removeprefix(f"{folder}/")
     for name in ("config.json", "time.json"):
