@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,9 @@ if words[0] == "ddlib.experts":
     sys.exit()
 print("experts", sorted(os.listdir(home)) if home.exists() else [])
 fault = pathlib.Path(os.environ["FAULTS"], name)
+if os.path.exists("stale.txt") or (fault.exists() and fault.read_text() == "stale"):
+    open("stale.txt", "w"), fault.unlink(missing_ok=True)
+    sys.exit("error: metrics.csv does not have the first 3 steps of its run: restore it, or delete its folder and run again")
 print("resumed" if os.path.exists("part.txt") else "begun")
 open("part.txt", "w").write("half")
 if fault.exists():
@@ -171,6 +175,22 @@ def test_a_bad_entry_is_answered_in_one_sentence_before_anything_starts(tmp_path
 def test_a_bad_grid_is_answered_in_one_sentence(tmp_path, keys, problem):
     with pytest.raises(ValueError, match=problem):
         read(tmp_path, **keys)
+
+
+def test_a_run_is_recognised_under_another_name(tmp_path, faults):
+    """By what decides its result, and a grid that grows may name what it left to the preset."""
+    start(tmp_path, {"method": "dm", "evaluate": "strict-cpu"})
+    before = results(tmp_path)
+    grown = start(tmp_path, {"method": "dm", "settings": {"seed": [0, 1]}, "evaluate": "strict-cpu"})
+    assert grown.text.count("finished before") == 1 and len(list((tmp_path / "out").glob("dm*"))) == 2
+    assert set(before) < set(results(tmp_path)) and len(results(tmp_path)) == 2
+
+
+def test_what_a_method_asks_to_be_deleted_is_set_aside(tmp_path, faults):
+    faults("dm.tiny.seed=1", "stale")
+    found = start(tmp_path)
+    assert found.status == 0 and "dm.tiny.seed=1: began anew: metrics.csv does not have the first 3 steps" in "\n".join(found.happened)
+    assert len(results(tmp_path)) == 4 and list((tmp_path / "out").glob("dm.tiny.seed=1-*/aside/*/stale.txt"))
 
 
 def test_one_run_under_two_names_is_refused(tmp_path):
@@ -378,6 +398,20 @@ def test_a_run_past_its_time_limit_is_stopped_with_all_that_it_started(tmp_path,
     assert not working_in(tmp_path)
 
 
+def until(done: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def ending(pid: int) -> int:
+    """The exit status of a child that ends in time."""
+    found: list[int] = []
+    until(lambda: (status := os.waitpid(pid, os.WNOHANG)) != (0, 0) and found.append(status[1]) is None)
+    return os.waitstatus_to_exitcode(found[0])
+
+
 def forked(work_: object) -> int:
     """The number of a copy of this process that does `work_` and ends with its status."""
     if pid := os.fork():
@@ -385,6 +419,7 @@ def forked(work_: object) -> int:
     try:
         torch.set_num_threads(1)                                 # threads do not survive a fork
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)                 # a shell's background jobs ignore it
         os._exit(work_())
     finally:
         os._exit(99)
@@ -424,15 +459,14 @@ def test_a_killed_driver_takes_its_children_with_it(tmp_path, faults):
 
 def test_an_interrupted_sweep_ends_its_children_and_says_how_to_go_on(tmp_path, faults, capfd):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"runs": [FAST], "out": str(tmp_path / "out")}))
-    for seed in range(4):
-        faults(f"dm.tiny.seed={seed}", "hang")
     command = [str(tmp_path / "grid.yaml"), "--workers", "4"]
     for number in (signal.SIGINT, signal.SIGTERM):
+        for seed in range(4):
+            faults(f"dm.tiny.seed={seed}", "hang")
         pid = forked(lambda: __main__.main(command))
-        while not working_in(tmp_path / "out"):
-            time.sleep(0.05)
+        until(lambda: len(working_in(tmp_path / "out")) >= 8)    # four children and what each has started
         os.kill(pid, number)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+        assert ending(pid) == 130
         assert "the same command goes on from here" in capfd.readouterr().err
         assert not working_in(tmp_path)
     shutil.rmtree(tmp_path / "faults")

@@ -19,6 +19,7 @@ import pytest
 from ddlib import evaluate, experts, runs
 from ddlib.methods import dm, main
 from ddlib.sweep import __main__, driver, grid, pools, work
+from ddlib.sweep.store import Store
 
 ray = pytest.importorskip("ray", reason="NO RAY: sweeps on a cluster were not tried; install the extra scale")
 
@@ -217,6 +218,12 @@ def test_a_node_with_another_ddlib_or_none_is_named_before_anything_starts(clust
 def test_more_than_any_node_has_is_refused_where_ray_would_wait_for_ever(cluster, tmp_path):
     with pytest.raises(ValueError, match="wants 64 CPUs and no node has all of it: ask for less"):
         driver.run({"name": "x", "out": str(tmp_path / "out"), "runs": [{"method": "dm", "resources": {"cpus": 64}}]}, ray=cluster.address)
+
+
+def test_a_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "path", lambda self, *parts: "/".join([self.address, "elsewhere", *parts]))
+    with pytest.raises(ValueError, match=r"node \w+ \(.*\) does not see .*/out: name a folder with --out that all nodes see"):
+        driver.run({"name": "x", "out": str(tmp_path / "out"), "runs": [{"method": "dm"}]}, ray=cluster.address)
 
 
 def test_an_unreachable_cluster_is_one_sentence_at_once(tmp_path, capsys):

@@ -110,6 +110,10 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
                 expanded[run.task.name] = run
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+    # what decides a result may be written in two ways: a run goes on in the folder that it was begun in
+    lying = {folder.rpartition("-")[2]: folder for folder in store.folders()}
+    begun = lambda run: dataclasses.replace(run, task=dataclasses.replace(run.task, kept=lying.get(run.task.identity[:8], "")))
+    first, expanded = ({name: begun(run) for name, run in each.items()} for each in (first, expanded))
     # a buffer's folder is known when its tasks are: all runs may have asked for experts of it
     complete = [dataclasses.replace(run, task=dataclasses.replace(run.task, needs=tuple(first[need].task.folder for need in run.needs)))
                 for run in expanded.values()]

@@ -158,16 +158,18 @@ class OnRay:
         if task := next((task for task in tasks if not self.fits(task)), None):
             raise ValueError(f"{task.name} wants {wants(task)} and no node has all of it: ask for less in its resources")
 
-        def probe() -> str:                                      # a nested function travels by value: it needs no ddlib to arrive
+        def probe(seen: str) -> str:                             # a nested function travels by value: it needs no ddlib to arrive
+            import os
             try:
                 from ddlib.sweep.work import code_version
-                return code_version()
+                return code_version() if not seen or os.path.exists(seen) else "blind"
             except Exception as error:
                 return f"error: {error}"
 
         affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         remote = self.ray.remote(probe)
-        found = {key: remote.options(num_cpus=0, scheduling_strategy=affinity(key, soft=False)).remote() for key in self.nodes}
+        seen = "" if self.store.remote else self.store.path(".lock")             # the driver holds it
+        found = {key: remote.options(num_cpus=0, scheduling_strategy=affinity(key, soft=False)).remote(seen) for key in self.nodes}
         for key, ref in found.items():
             where = f"node {key[:8]} ({self.nodes[key]['NodeManagerAddress']})"
             try:
@@ -176,6 +178,8 @@ class OnRay:
                 raise ValueError(f"{where} does not answer ({str(error).splitlines()[0]}): start it again, or go on without it") from None
             if version.startswith("error: "):
                 raise ValueError(f"{where} cannot import ddlib ({version.removeprefix('error: ')}): install it there, as here")
+            if version == "blind":
+                raise ValueError(f"{where} does not see {self.store.address}: name a folder with --out that all nodes see, or an address")
             if version != code_version():
                 raise ValueError(f"{where} has ddlib {version} and this machine {code_version()}: bring both to the same version")
 

@@ -7,6 +7,7 @@ end, so that a run goes on elsewhere when its machine is lost.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -43,6 +44,15 @@ class Store:
     def path(self, *parts: str) -> str:
         """The full path or address of a file of the sweep."""
         return "/".join([self.address, *parts])
+
+    def folders(self) -> list[str]:
+        """Names of what lies in the sweep."""
+        try:
+            if not self.remote:
+                return os.listdir(self.address)
+            return [path.rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.address, detail=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def read(self, *parts: str) -> bytes | None:
         """A small file, None where there is none."""

@@ -72,10 +72,11 @@ class Task:
     place: str = ""                                              # where a GAN lies in $DDLIB_RUNS
     data: str = ""                                               # fingerprint of a method's dataset
     data_folder: str = ""                                        # $DDLIB_DATA where the sweep was started
+    kept: str = ""                                               # its folder, if it was begun under another name
 
     @property
     def folder(self) -> str:
-        return f"{self.name}-{self.identity[:8]}"
+        return self.kept or f"{self.name}-{self.identity[:8]}"
 
     @property
     def shown(self) -> str:
@@ -144,6 +145,8 @@ def execute(task: Task, store: Store, session: str, gpus: str | None = None) -> 
             before, problem = finished(task, store)
             if before:
                 return before | {"attempts": attempts}
+            if attempts and re.search(r"delete (it|its folder)\b", attempts[-1]["outcome"]):
+                problem = problem or attempts[-1]["outcome"]     # the method itself has found what `damage` does not look at
             for where in [folder, home / task.place] if task.place else [folder]:
                 if problem := problem or damage(where):
                     set_aside(where)
