@@ -193,6 +193,18 @@ def test_what_a_method_asks_to_be_deleted_is_set_aside(tmp_path, faults):
     assert len(results(tmp_path)) == 4 and list((tmp_path / "out").glob("dm.tiny.seed=1-*/aside/*/stale.txt"))
 
 
+def test_a_store_that_cannot_be_read_is_one_sentence(tmp_path, faults, monkeypatch):
+    monkeypatch.setattr(Store, "read", lambda self, *parts: {}["credentials"])               # no OSError, as of many a cloud
+    with pytest.raises(OSError, match=r"out/dm.tiny.* cannot be read \('credentials'\): mend that, or choose another --out"):
+        start(tmp_path)
+
+
+def test_a_notebook_may_be_saved_after_its_run(tmp_path):
+    for name in ("03.ipynb", "distilled.safetensors", "table.txt", "log.txt"):
+        (tmp_path / name).touch()
+    assert sorted(work.digests(tmp_path)) == ["distilled.safetensors", "table.txt"]
+
+
 def test_one_run_under_two_names_is_refused(tmp_path):
     """A preset's own value may be written out: the result is the same, and would be there twice."""
     with pytest.raises(ValueError, match="'dm.tiny.seed=0' and 'dm.tiny' are the same run"):

@@ -110,10 +110,16 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
 
 def recognised(tasks: Sequence[Task], grid: Grid) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
     """(the records of the tasks that are finished, what is to be said of others)."""
+    def look(task: Task) -> tuple[Mapping[str, Any] | None, str]:
+        try:
+            return finished(task, grid.store)
+        except Exception as error:                               # storage has errors of its own
+            raise OSError(f"{grid.store.path(task.folder)} cannot be read ({error}): mend that, or choose another --out") from None
+
     records: dict[str, Mapping[str, Any]] = {}
     told = []
     with futures.ThreadPoolExecutor(8) as pool:                  # a store may be far away
-        for task, (record, problem) in zip(tasks, pool.map(lambda task: finished(task, grid.store), tasks), strict=True):
+        for task, (record, problem) in zip(tasks, pool.map(look, tasks), strict=True):
             if record:
                 records[task.name] = record
             if problem:

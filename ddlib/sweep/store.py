@@ -128,14 +128,14 @@ class Store:
                 with suppress(FileNotFoundError):                # a checkpoint that has just given way to the finished set
                     if sent.get(path) != (now := state(path)):
                         copies[path] = Path(shutil.copy(path, Path(still, str(len(copies))))), now
-            for path in [path for path in sent if not path.is_file()]:
-                with suppress(FileNotFoundError):
-                    self.fs.rm_file(target(path))
-                del sent[path]
             for path in filter(copies.__contains__, order):
                 self.fs.makedirs(target(path).rpartition("/")[0], exist_ok=True)
                 self.fs.put_file(str(copies[path][0]), target(path))
                 sent[path] = copies[path][1]
+        for path in [path for path in sent if not path.is_file()]:       # last: a checkpoint's successor is there by now
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(target(path))
+            del sent[path]
 
     def put(self, path: Path, *parts: str) -> None:
         """Copy one file into the sweep, unless it is there by itself."""

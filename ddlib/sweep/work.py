@@ -334,11 +334,13 @@ def read_rows(task: Task, folder: Path) -> list[dict[str, str]]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of everything worth keeping; networks of evaluations are there to resume with, and buffers check themselves."""
+    """SHA-256 of what must not change: not a notebook, which is saved by looking at it, nor networks of evaluations, which are there
+    to resume with, nor buffers, which check themselves."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         skip = name.name.startswith((".", "network-")) or name.name in ("log.txt", "attempts.json", "record.json")
+        skip = skip or name.suffix == ".ipynb"
         if path.is_file() and not skip and name.parts[0] not in ("aside", "home"):
             with open(path, "rb") as file:
                 found[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
