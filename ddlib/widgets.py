@@ -1621,12 +1621,16 @@ _COST_SCRIPT = r"""
       how.selectedIndex = Math.max(0, names.indexOf(kept || data.start));
     }
     function choose() {
+      const whole = !now || step >= now.stops.length;                          // at its end the limit stays there
       now = data.places[where.value];
       now = {full: now.full, series: now.protocols[how.options[how.selectedIndex].text].map(k => data.lines[k]), axis: axes[+axis.value]};
       now.points = now.series.flatMap(line => line.points.map(point => ({line, point, x: now.axis.of(point)})));
       const all = now.points.map(p => p.x);
       now.low = Math.min(...all) / 1.3; now.high = Math.max(...all) * 1.3;
       now.stops = Array.from(new Set(all)).sort((a, b) => a - b);            // the limit goes from cost to cost
+      step = whole ? now.stops.length : Math.min(step, now.stops.length);
+      knob.max = +knob.min + (now.stops.length - 1) * knob.step;
+      knob.value = +knob.min + (step - 1) * knob.step;
     }
     function chart() {
       const width = Math.max(240, Math.min(760, body.clientWidth)), height = width < 480 ? 280 : 330;
@@ -1704,7 +1708,8 @@ _COST_SCRIPT = r"""
         + "▲ codes + decoder, ✚ generator; a bar or band is one standard deviation over networks.";
     }
     function show() {
-      limit = now.stops[Math.ceil(step * now.stops.length / values.length) - 1];
+      step = Math.min(step, now.stops.length);
+      limit = now.stops[step - 1];
       shown.textContent = now.axis.plain(limit) + now.axis.unit;
       knob.setAttribute("aria-valuetext", shown.textContent);
       chart(); list();

@@ -326,7 +326,7 @@ def move_live_sliders(page) -> tuple[int, int]:
 def test_a_chapter_runs_in_jupyterlab_and_its_live_widget_moves(browser, lab, tmp_path):
     name = "01_dataset_distillation" if "01_dataset_distillation" in WITH_LIVE else WITH_LIVE[0]
     address, token, folder, _ = lab
-    page = open_page(browser, f"{address}/lab/tree/notebooks/{name}.ipynb?token={token}")
+    page = open_page(browser, f"{address}/lab/tree/{name}.ipynb?token={token}")
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=2 * PATIENCE)
     run_all_cells(page, minutes=10)
     page.screenshot(path=str(tmp_path / "lab.png"))

@@ -737,7 +737,7 @@ def test_images_per_class_size_the_poster_as_the_library_does(show):
 
 @pytest.mark.browser
 def test_sizes_that_do_not_work_are_set_to_the_nearest_that_do_and_said(show):
-    page = show(posters())
+    page = show(posters(pictures=None))
     note, field = page.locator("#size .note"), lambda name: page.locator(f"#size-{name}").input_value()
     assert page.locator("#size > .knob output").inner_text() == "1.00" and note.inner_text() == ""
     for name, typed, taken, said in (
