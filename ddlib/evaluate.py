@@ -540,7 +540,10 @@ def read_rows(path: Path | str | None = None, columns: Sequence[str] = ()) -> li
     if not path.is_file():
         return []
     content = path.read_bytes()
+    other = ValueError(f"{path} has other columns than {', '.join(columns)}: name another file for the results")
     if b"\n" not in content:                             # nothing, or not the whole header
+        if columns and not ",".join(columns).encode().startswith(content):
+            raise other
         return []
     try:
         reader = csv.DictReader(io.StringIO(content[:whole_rows(content)].decode(), newline=""), strict=True)
@@ -548,7 +551,7 @@ def read_rows(path: Path | str | None = None, columns: Sequence[str] = ()) -> li
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore it, or name another file for the results") from None
     if columns and tuple(reader.fieldnames or ()) != tuple(columns):
-        raise ValueError(f"{path} has other columns than {', '.join(columns)}: name another file for the results")
+        raise other
     return rows
 
 

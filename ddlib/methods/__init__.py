@@ -196,9 +196,14 @@ def parse_network(text: str) -> tuple[str, int | None]:
     name, _, width = text.partition(":")
     if name not in models.NETWORKS:
         raise ValueError(f"unknown network {name!r}; choose from {', '.join(models.NETWORKS)}")
-    if width and not (width.isdecimal() and len(width) < 6 and int(width)):
+    if width and not is_width(width):
         raise ValueError(f"write a network as NAME or NAME:WIDTH, such as resnet18:16, not {text!r}")
     return name, int(width) if width else None
+
+
+def is_width(text: str) -> bool:
+    """Whether a text is a width that a network can have."""
+    return text.isdecimal() and len(text) < 6 and int(text) > 0
 
 
 def parse_bool(text: str) -> bool:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ddlib import augment, models, runs, train
 from ddlib.data import ImageSet
 from ddlib.gan import Objective
-from ddlib.methods import State, Step, cgan, main, versions
+from ddlib.methods import State, Step, cgan, is_width, main, versions
 from ddlib.runs import stream
 
 NAME = "DiM"
@@ -96,7 +96,7 @@ class MatchConfig:
         """The pool as (name, width); ValueError where there can be none."""
         names = self.pool.split(",")
         widths = self.pool_widths.split(",") if self.pool_widths else [""] * len(names)
-        if len(widths) != len(names) or not all(width == "" or (width.isdecimal() and len(width) < 6 and int(width)) for width in widths):
+        if len(widths) != len(names) or not all(width == "" or is_width(width) for width in widths):
             raise ValueError(f"pool_widths must be one width for each of {self.pool}, such as 16,8,8, or empty, got {self.pool_widths!r}")
         for name in names:
             if name not in FIT_FOR_POOL:

@@ -132,13 +132,7 @@ def check_results(path: Path) -> None:
     """ValueError for a file that rows cannot be appended to."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file: name another for the results")
-    if path.is_file():
-        with open(path, encoding="utf-8", errors="replace") as file:
-            line = file.readline()
-        header, ended = line.rstrip("\r\n"), line[len(line.rstrip("\r\n")):]
-        columns = ",".join(evaluate.COLUMNS)
-        if header != columns and not (columns.startswith(header) and ended == ""):       # a writer may have been killed in mid-header
-            raise ValueError(f"{path} has other columns than {', '.join(evaluate.COLUMNS)}: name another file for the results")
+    evaluate.read_rows(path, evaluate.COLUMNS)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
