@@ -642,7 +642,7 @@ def test_where_no_row_tells_it_is_said_and_nothing_invented(tmp_path):
 
 
 def test_beyond_a_limit_it_asks_and_nobody_to_ask_means_no(tmp_path, faults, monkeypatch):
-    monkeypatch.setattr(evaluate, "read_rows", lambda path=None: [row()] if path is None else [])
+    monkeypatch.setattr(evaluate, "read_rows", lambda path=None, columns=(): [row()] if path is None else [])
     limits = {"name": "test", "out": str(tmp_path / "out"), "runs": [FAST], "limits": {"minutes": 1}, "workers": 2}
     with pytest.raises(ValueError, match=r"would take 4.0 minutes \(limit 1\): raise the limit, or say --yes"):
         driver.run(limits)
