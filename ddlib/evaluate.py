@@ -16,7 +16,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import cycle
 from pathlib import Path
@@ -497,30 +497,44 @@ def append_row(path: Path | str, row: dict[str, Any]) -> None:
 
     OSError, with the file as it was, when the disk is full.
     """
-    if set(row) != set(COLUMNS):
-        raise ValueError(f"a row needs exactly the columns {', '.join(COLUMNS)}; "
-                         f"these differ: {', '.join(sorted(set(row) ^ set(COLUMNS)))}")
+    append_rows(path, [row])
+
+
+def append_rows(path: Path | str, rows: Sequence[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], Any] | None = None) -> int:
+    """Append rows as `append_row` does, all of them or none; with a `key` only those whose key the file lacks. Returns how many."""
+    for row in rows:
+        if set(row) != set(COLUMNS):
+            raise ValueError(f"a row needs exactly the columns {', '.join(COLUMNS)}; "
+                             f"these differ: {', '.join(sorted(set(row) ^ set(COLUMNS)))}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0) as file:         # nothing is left in a buffer for later when a write fails
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)                 # before it is read: another writer may be about to add the same
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        header = ",".join(COLUMNS).encode()
         file.seek(0)
-        found = file.readline()
-        if not found.endswith(b"\n") and header.startswith(found):     # empty, or a writer was killed in mid-header
-            file.truncate(0)
+        content = file.readall()
+        found = parse_rows(path, content, COLUMNS)
+        kept = whole_rows(content) if b"\n" in content else 0            # a killed writer's half would swallow ours
+        if key and found and not content[:kept].endswith(b"\n"):        # whole by its cells, and the last one, the command, may be torn
+            last = found[-1]["command"]
+            if any(str(row["command"]) != last and str(row["command"]).startswith(last) for row in rows):
+                kept = content.rfind(b"\n") + 1
+                found.pop()
+        if key:
+            there, given, rows = {key(row) for row in found}, rows, []
+            for row in given:
+                if key(row) not in there:
+                    there.add(key(row))
+                    rows.append(row)
+            if not rows:
+                return 0
+        file.truncate(kept)
+        if not kept:
             writer.writeheader()
-        elif found.rstrip(b"\r\n") != header:
-            raise ValueError(f"{path} has other columns than {', '.join(COLUMNS)}: name another file for the results")
-        else:
-            file.seek(0)
-            content = file.readall()
-            file.truncate(whole_rows(content))           # a writer was killed in mid-line: its half would swallow ours
-            if not content[:whole_rows(content)].endswith(b"\n"):
-                text.write("\n")
-        writer.writerow(row)
+        elif not content[:kept].endswith(b"\n"):
+            text.write("\n")
+        writer.writerows(rows)
         added, size = text.getvalue().encode(), file.seek(0, os.SEEK_END)
         try:
             if file.write(added) != len(added):
@@ -529,6 +543,7 @@ def append_row(path: Path | str, row: dict[str, Any]) -> None:
         except OSError:
             file.truncate(size)                          # part of a line could be taken for a row
             raise
+    return len(rows)
 
 
 def read_rows(path: Path | str | None = None, columns: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -537,9 +552,11 @@ def read_rows(path: Path | str | None = None, columns: Sequence[str] = ()) -> li
     ValueError for what is no text with commas or, where `columns` are given, has others.
     """
     path = Path(path) if path else Path(__file__).resolve().parent.parent / "book" / "results" / "measured.csv"
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
+    return parse_rows(path, path.read_bytes(), columns) if path.is_file() else []
+
+
+def parse_rows(path: Path, content: bytes, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """`read_rows` of the content of `path`."""
     other = ValueError(f"{path} has other columns than {', '.join(columns)}: name another file for the results")
     if b"\n" not in content:                             # nothing, or not the whole header
         if columns and not ",".join(columns).encode().startswith(content):

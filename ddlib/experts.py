@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -255,7 +254,7 @@ class Job:
 
     def run(self, wanted: Sequence[int]) -> ExpertBuffer:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with acquire(self.folder / ".lock", wait=True):          # two processes may claim the folder at once
+        with files.lock(self.folder / ".lock", math.inf):          # two processes may claim the folder at once
             runs.check_claim(self.folder, self.claim)
             files.write_text(self.folder / "config.json", json.dumps(self.claim, indent=1))
         missing = [expert for expert in wanted if not self.finished(expert)]
@@ -474,15 +473,11 @@ class Team:
         self.saved = self.epoch
 
 
-def acquire(path: Path, wait: bool = False) -> Any:
+def acquire(path: Path) -> IO[str] | None:
     """The lock file, locked until it is closed or the process ends; None when another process holds it."""
-    file = open(path, "w")    # noqa: SIM115 - whoever asked closes it
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    with suppress(BlockingIOError):
+        return files.lock(path)
+    return None
 
 
 def main() -> int:

@@ -6,13 +6,16 @@ foreign, altered or newer file is recognised before any of it is used. Nothing h
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,6 +49,29 @@ def write_text(path: Path | str, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def lock(path: Path | str, seconds: float = 0.0, waiting: str = "") -> IO[str]:
+    """The lock file `path`, locked until it is closed or the process ends; BlockingIOError if another holds it after so long.
+
+    waiting: what to print once, on stderr, when there is something to wait for.
+    """
+    deadline = time.monotonic() + seconds
+    with ExitStack() as failed:
+        file = failed.enter_context(open(path, "w"))
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+            if waiting:
+                print(waiting, file=sys.stderr)
+                waiting = ""
+            time.sleep(0.1)
+        failed.pop_all()
+    return file
 
 
 def digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -259,19 +258,11 @@ def run_alone(method: Method, config: Any, out: Path, real: data.ImageSet, start
 def alone(out: Path, seconds: float = 0.0) -> Iterator[None]:
     """Hold the folder `out`; ValueError if another process still works in it after so long. The lock ends with the process."""
     out.mkdir(parents=True, exist_ok=True)
-    deadline, told = time.monotonic() + seconds, False
-    with open(out / ".lock", "w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= deadline:
-                    raise ValueError(f"another process is working in {out}: wait for it or choose another folder") from None
-            if not told:
-                print(f"waiting for another process to finish in {out}", file=sys.stderr)
-                told = True
-            time.sleep(0.2)
+    try:
+        held = files.lock(out / ".lock", seconds, f"waiting for another process to finish in {out}")
+    except BlockingIOError:
+        raise ValueError(f"another process is working in {out}: wait for it or choose another folder") from None
+    with held:
         yield
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported anywhere: several test processes share the cores, and spinning threads would starve each other.
@@ -36,6 +37,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter) -> None:
     if any("NO CHROMIUM" in str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])):
         terminalreporter.section("BROWSER TESTS WERE SKIPPED: install chromium (apt-get install chromium)", sep="*", red=True)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """This process computes with one thread, like a sweep's child: another number of them gives other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def processes_in(folder: Path) -> list[int]:
+    """The processes that work in a folder or below it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            inside = Path(os.readlink(entry / "cwd")).is_relative_to(folder)
+            if inside and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(int(entry.name))
+        except OSError:                                          # it has just ended
+            pass
+    return found
+
+
+def without_costs(rows: list[dict[str, str]]) -> list[tuple[str, ...]]:
+    """Rows, in order, without what they cost."""
+    from ddlib import evaluate
+    from ddlib.sweep import driver
+
+    return sorted(tuple(row[name] for name in evaluate.COLUMNS if name not in driver.COSTS) for row in rows)
 
 
 def copy_sources(target: Path) -> Path:

@@ -13,14 +13,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, processes_in, without_costs
 
 from ddlib import evaluate, runs
 from ddlib.methods import dm
@@ -36,6 +38,8 @@ words = sys.argv[1:]
 name = os.path.basename(os.getcwd()).rpartition("-")[0]
 home = pathlib.Path(os.environ["DDLIB_RUNS"], "experts")
 if words[0] == "ddlib.experts":
+    if pathlib.Path(os.environ["FAULTS"], "experts").exists():
+        sys.exit("error: no room for experts")
     home.mkdir(parents=True, exist_ok=True)
     home.joinpath(words[-1]).write_text("theta")
     sys.exit()
@@ -57,6 +61,10 @@ if fault.exists():
         time.sleep(100)
     if kind == "sleep":
         time.sleep(100)
+    if kind == "leave":
+        subprocess.Popen(["sleep", "100"])                       # works on when it has ended
+    if kind == "damaged":
+        sys.exit("error: x was altered; calling `ddlib.experts.train` makes it again (it is expert-00000.damaged now)")
     if kind == "data":
         open("config.json", "w").write('{{"data": "another"}}')
     if kind == "kill":
@@ -105,25 +113,12 @@ def start(tmp_path: Path, *entries: dict, **keys) -> driver.Report:
 
 def results(tmp_path: Path) -> list[tuple[str, ...]]:
     """The rows there are, without what they cost."""
-    return sorted(tuple(row[name] for name in evaluate.COLUMNS if name not in driver.COSTS)
-                  for row in evaluate.read_rows(tmp_path / "out" / "measured.csv"))
+    return without_costs(evaluate.read_rows(tmp_path / "out" / "measured.csv"))
 
 
 def log(tmp_path: Path, run: str) -> str:
     (path,) = (tmp_path / "out").glob(f"{run}-????????/log.txt")
     return path.read_text()
-
-
-def working_in(folder: Path) -> list[int]:
-    """The processes whose working directory is below a folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(entry / "cwd").startswith(str(folder)) and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append(int(entry.name))
-        except OSError:
-            pass
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ the grid
@@ -284,24 +279,74 @@ def test_what_decides_a_result_decides_its_identity_and_nothing_else_does(tmp_pa
     entry = {"method": "dm", "settings": {"seed": 0}, "evaluate": "strict-cpu"}
     identity = lambda *changes: read(tmp_path, entry | dict(changes)).runs[0].task.identity
     first = identity()
-    assert identity(("resources", {"cpus": 2, "memory_gb": 1}), ("retries", 5), ("name", "other")) == first
+    assert identity(("resources", {"memory_gb": 1}), ("retries", 5), ("name", "other")) == first
     different = [identity(("settings", {"seed": 1})), identity(("evaluate", "strict")), identity(("networks", "convnet3:8")),
-                 identity(("settings", {"seed": 0, "dataset": "fashion_mini"}))]
+                 identity(("settings", {"seed": 0, "dataset": "fashion_mini"})),
+                 identity(("resources", {"cpus": 2})), identity(("resources", {"gpus": 1}))]             # sums in another order
+    monkeypatch.setenv("DDLIB_KERNELS", "off")
+    different.append(identity())
+    monkeypatch.delenv("DDLIB_KERNELS")
     monkeypatch.setattr(grid, "code_version", lambda chapter="": "another")
-    assert len({first, *different, identity()}) == 6
+    assert len({first, *different, identity()}) == 9
 
 
-def test_the_code_version_changes_with_any_file_of_the_package_and_a_chapter(tmp_path, monkeypatch):
+def test_test_images_decide_a_result(tmp_path, monkeypatch):
+    toy = grid.dataset("toy")
+    other = replace(toy, test=replace(toy.test, images=toy.test.images + 0.1))
+    assert other.fingerprint == toy.fingerprint
+    before = read(tmp_path).runs[0].task
+    grid.checksum.cache_clear()
+    try:
+        monkeypatch.setattr(grid, "dataset", lambda name: other)
+        after = read(tmp_path).runs[0].task
+    finally:
+        grid.checksum.cache_clear()
+    assert before.identity != after.identity and before.data == after.data
+
+
+def test_the_code_version_changes_with_what_a_result_depends_on(tmp_path, monkeypatch):
     package = tmp_path / "ddlib"
-    shutil.copytree(work.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    shutil.copytree(work.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "03_x.ipynb").write_text("{}")
     monkeypatch.setattr(work, "PACKAGE", package)
-    before = work.code_version(), work.code_version("03_x")
-    (tmp_path / "notebooks" / "03_x.ipynb").write_text("{ }")
-    assert work.code_version() == before[0] and work.code_version("03_x") != before[1]
-    (package / "methods" / "dm.py").write_text((package / "methods" / "dm.py").read_text() + "\n")
-    assert work.code_version() != before[0]
+    versions = lambda: (work.code_version(), work.code_version("03_x"), work.code_version(all_of_it=True))
+
+    def changed(file: Path) -> tuple[bool, ...]:
+        before = versions()
+        file.write_text(file.read_text() + " ")
+        return tuple(one != other for one, other in zip(before, versions(), strict=True))
+
+    assert changed(tmp_path / "notebooks" / "03_x.ipynb") == (False, True, False)
+    assert changed(package / "methods" / "dm.py") == changed(package / "assets" / "class_distances.json") == (True, True, True)
+    assert changed(package / "plots.py") == (False, True, True)
+    assert changed(package / "sweep" / "report.py") == (False, False, True)
+
+
+def test_no_method_imports_what_only_shows():
+    """Which is why an edit of these files leaves a method's finished runs finished."""
+    script = ("import sys, importlib\n" + "".join(f"importlib.import_module('ddlib.methods.{name}')\n" for name in grid.METHODS)
+              + f"print([name for name in {list(work.SHOWING)!r} if 'ddlib.' + name[:-3] in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+
+
+def test_results_that_a_chapter_shows_decide_it_but_for_those_that_the_sweep_adds(tmp_path, monkeypatch):
+    package = tmp_path / "ddlib"
+    package.mkdir()
+    rows = tmp_path / "book" / "results" / "measured.csv"
+    rows.parent.mkdir(parents=True)
+    monkeypatch.setattr(grid, "PACKAGE", package)
+    identity = lambda **keys: read(tmp_path, {"chapter": "03", "preset": "tiny"}, **keys).runs[0].task.identity
+    first, own = identity(), identity(results=str(rows))
+    evaluate.append_row(rows, a_row())
+    assert identity() != first and identity(results=str(rows)) == own
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_runs_share_gets_the_most_that_any_of_them_asks(tmp_path, order):
+    entries = [{"method": "mtt", "resources": {"cpus": 2}, "timeout_minutes": 5}, {"method": "ddpp", "retries": 4}][::order]
+    tasks = [run.task for run in read(tmp_path, *entries).first.values()]
+    assert {(task.cpus, task.retries, task.timeout_minutes) for task in tasks} == {(2, 4, 0)}
 
 
 def test_experts_and_gans_are_tasks_that_runs_share(tmp_path):
@@ -327,6 +372,90 @@ def test_a_chapter_is_executed_by_its_own_command_with_its_rows_in_the_folder(tm
 
 
 # --------------------------------------------------------------------------------------- finished, resumed, tried again
+
+def test_no_worker_waits_with_a_run_for_what_it_needs(tmp_path, faults, monkeypatch):
+    """Two workers, an expert, the run that begins with it, and one that needs nothing, which is done in the meantime."""
+    free, real = threading.Event(), pools.execute
+
+    def execute(task: Task, *rest: object) -> dict:
+        if task.kind == "expert":
+            assert free.wait(30), "the other worker was kept waiting"
+        elif task.name == "dm.tiny":
+            free.set()
+        return real(task, *rest)
+
+    monkeypatch.setattr(pools, "execute", execute)
+    found = start(tmp_path, {"method": "mtt", "settings": {"num_experts": 1}, "evaluate": "strict-cpu"},
+                  {"method": "dm", "evaluate": "strict-cpu"})
+    assert found.status == 0 and free.is_set()
+
+
+def test_runs_whose_expert_fails_are_not_tried_and_say_why(tmp_path, faults):
+    faults("experts", "always")
+    found = start(tmp_path, {"method": "mtt", "evaluate": "strict-cpu"}, FAST, retries=0)
+    assert found.failed == ["mtt.tiny"] and len(results(tmp_path)) == 4
+    assert found.records["mtt.tiny"]["error"].startswith("not tried, as expert-000.")
+    assert found.records["mtt.tiny"]["error"].endswith("which it begins with, failed: no room for experts")
+    (task,) = (run.task for run in found.grid.runs if run.task.name == "mtt.tiny")
+    failed = [record for record in found.records.values() if record["name"].startswith("expert-000")]
+    assert pools.attempt(task, found.grid.store, "now", *failed) == found.records["mtt.tiny"]              # on Ray, too
+    shutil.rmtree(tmp_path / "faults")
+    (tmp_path / "faults").mkdir()
+    assert start(tmp_path, {"method": "mtt", "evaluate": "strict-cpu"}, FAST).status == 0 and len(results(tmp_path)) == 5
+
+
+def test_what_is_shared_and_damaged_is_made_again_at_the_cost_of_no_retry(tmp_path, faults):
+    faults("dm.tiny.seed=1", "damaged")
+    found = start(tmp_path, retries=0)
+    assert found.status == 0 and "seed=1: went on, with what was damaged made again: x was altered" in "\n".join(found.happened)
+
+
+def test_nothing_that_a_run_has_started_outlives_it(tmp_path, faults):
+    faults("dm.tiny.seed=1", "leave")
+    assert start(tmp_path).status == 0
+    until(lambda: not processes_in(tmp_path), 5)
+
+
+def test_a_dry_run_leaves_nothing(tmp_path, faults):
+    start(tmp_path, FAST | {"settings": {"seed": 0}})
+    (tmp_path / "out" / "measured.csv").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    look = lambda name: driver.run({"out": str(tmp_path / name), "runs": [FAST]}, dry_run=True)
+    assert "finished before" in look("out").text and "not run" in look("new").text
+    assert sorted(tmp_path.rglob("*")) == before
+    with runs.alone(tmp_path / "out"):                           # nor does it mind a sweep that runs
+        look("out")
+
+
+def test_the_table_counts_the_retries_of_this_start(tmp_path, faults):
+    retries = lambda found: next(line.split()[-1] for line in found.text.splitlines() if line.startswith("dm.tiny.seed=1"))
+    faults("dm.tiny.seed=1", "raise")
+    assert retries(start(tmp_path, retries=1)) == "1"
+    (folder,) = (tmp_path / "out").glob("dm.tiny.seed=1-????????")
+    (folder / "distilled.bin").write_text("other")
+    assert retries(start(tmp_path, retries=1)) == "0"
+
+
+def test_two_sweeps_publish_one_result_in_one_file_once(tmp_path):
+    path, rows = tmp_path / "rows.csv", [a_row(seed=str(seed)) for seed in range(20)]
+    for pid in [forked(lambda step=step: driver.publish(path, rows[::step]) * 0) for step in (1, -1, 2, 1)]:
+        assert ending(pid) == 0
+    assert sorted(int(row["seed"]) for row in evaluate.read_rows(path)) == list(range(20))
+
+
+def test_what_is_set_aside_twice_in_a_second_is_kept_twice(tmp_path):
+    for text in ("one", "two"):
+        (tmp_path / "part.txt").write_text(text)
+        work.set_aside(tmp_path)
+    assert sorted(path.read_text() for path in tmp_path.glob("aside/*/part.txt")) == ["one", "two"]
+
+
+def test_a_gan_that_others_work_in_is_not_set_aside(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with runs.alone(tmp_path):
+        assert work.damage_of_shared(tmp_path) == "" and (tmp_path / "config.json").exists()
+    assert work.damage_of_shared(tmp_path) == "config.json is damaged" and not (tmp_path / "config.json").exists()
+
 
 def test_every_row_arrives_once_with_a_command_that_a_reader_can_type(tmp_path, faults):
     found = start(tmp_path)
@@ -407,7 +536,7 @@ def test_a_run_past_its_time_limit_is_stopped_with_all_that_it_started(tmp_path,
     found = start(tmp_path, timeout_minutes=1.5 / 60, retries=1)
     assert found.status == 0 and len(results(tmp_path)) == 4
     assert any("ran past its limit of 0.025 minutes" in line for line in found.happened)
-    assert not working_in(tmp_path)
+    assert not processes_in(tmp_path)
 
 
 def until(done: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -439,17 +568,21 @@ def forked(work_: object) -> int:
 
 def test_a_driver_killed_at_random_moments_loses_nothing_and_doubles_nothing(tmp_path, faults, capfd):
     entry = FAST | {"settings": {"seed": list(range(8))}}
-    undisturbed = start(tmp_path, entry) and results(tmp_path)
+    began = time.monotonic()
+    assert ending(forked(lambda: start(tmp_path, entry).status)) == 0
+    whole, undisturbed = time.monotonic() - began, results(tmp_path)
     shutil.rmtree(tmp_path / "out")
-    rng = random.Random(0)
+    rng, finished = random.Random(0), []
     for _ in range(6):
         pid = forked(lambda: start(tmp_path, entry).status)
-        time.sleep(rng.uniform(0.05, 0.9))
+        time.sleep(rng.uniform(0.1, 0.7) * whole)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        finished.append(len(list((tmp_path / "out").glob("*/record.json"))))
     assert start(tmp_path, entry).status == 0
-    assert results(tmp_path) == undisturbed
-    assert not working_in(tmp_path)
+    assert results(tmp_path) == undisturbed and finished[-1] > 0
+    assert any("resumed" in path.read_text() for path in (tmp_path / "out").glob("*/log.txt"))
+    assert not processes_in(tmp_path)
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
@@ -464,9 +597,9 @@ def test_a_killed_driver_takes_its_children_with_it(tmp_path, faults):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     deadline = time.monotonic() + 5
-    while working_in(tmp_path) and time.monotonic() < deadline:
+    while processes_in(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not working_in(tmp_path)
+    assert not processes_in(tmp_path)
 
 
 def test_an_interrupted_sweep_ends_its_children_and_says_how_to_go_on(tmp_path, faults, capfd):
@@ -476,11 +609,11 @@ def test_an_interrupted_sweep_ends_its_children_and_says_how_to_go_on(tmp_path, 
         for seed in range(4):
             faults(f"dm.tiny.seed={seed}", "hang")
         pid = forked(lambda: __main__.main(command))
-        until(lambda: len(working_in(tmp_path / "out")) >= 8)    # four children and what each has started
+        until(lambda: len(processes_in(tmp_path / "out")) >= 8)    # four children and what each has started
         os.kill(pid, number)
         assert ending(pid) == 130
         assert "the same command goes on from here" in capfd.readouterr().err
-        assert not working_in(tmp_path)
+        assert not processes_in(tmp_path)
     shutil.rmtree(tmp_path / "faults")
     (tmp_path / "faults").mkdir()
     assert __main__.main(command) == 0 and len(results(tmp_path)) == 4
@@ -554,7 +687,7 @@ def test_a_run_on_other_data_than_the_sweep_was_started_with_fails(tmp_path, fau
 
 # ------------------------------------------------------------------------------------- methods and chapters as they are
 
-def test_chapters_run_and_methods_resume_and_begin_anew_after_damage_with_the_same_bits(tmp_path):
+def test_chapters_run_and_methods_resume_and_begin_anew_after_damage_with_the_same_bits(tmp_path, one_thread):
     entry = {"method": "dm", "settings": {"seed": [0, 1]}}
     made = read(tmp_path, entry)
     chapter_ = {"chapter": "03", "preset": "tiny", "parameters": {"repeats": 2}}
@@ -611,11 +744,77 @@ def test_runs_find_the_experts_that_tasks_of_their_own_have_trained(tmp_path, fa
 def test_a_store_sends_a_checkpoint_after_its_metrics_and_the_record_last(tmp_path, monkeypatch):
     store, sent = Store(f"file://{tmp_path / 'far'}"), []
     put = type(store.fs).put_file
-    monkeypatch.setattr(type(store.fs), "put_file", lambda self, path, target: (sent.append(Path(target).name), put(self, path, target)))
+    monkeypatch.setattr(type(store.fs), "put_file", lambda self, path, target: (sent.append(Path(target).stem), put(self, path, target)))
     with store.open("run") as (folder, _):
         for name in ("record.json", "checkpoint.safetensors", "metrics.csv"):
             (folder / name).write_text(name)
-    assert sent == ["metrics.csv", "checkpoint.safetensors", "record.json"]
+    assert sent == ["metrics.csv", "checkpoint.safetensors", "record.json"]                 # and each with .part
+
+
+def test_a_file_far_away_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    store = Store(f"file://{tmp_path / 'far'}")
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+    store.put(tmp_path / "old", "record.json")
+
+    def torn(self: object, path: str, target: str) -> None:
+        Path(target.removeprefix("file://")).write_text("ne")
+        raise OSError("the wire was cut")
+
+    monkeypatch.setattr(type(store.fs), "put_file", torn)
+    with pytest.raises(OSError, match="the wire was cut"):
+        store.put(tmp_path / "new", "record.json")
+    assert store.read("record.json") == b"old"
+
+
+def test_one_sweep_at_a_time_at_an_address(tmp_path, faults, monkeypatch):
+    monkeypatch.setattr("ddlib.sweep.store.SEND_SECONDS", 0.2)
+    far = Store(f"file://{tmp_path / 'far'}")
+    with far.alone():
+        note = json.loads(far.read("driver.json"))
+        assert note["pid"] == os.getpid()
+        until(lambda: json.loads(far.read("driver.json"))["count"] > 1)
+        with pytest.raises(ValueError, match=rf"another process, {os.getpid()} on .*, is working in {far.address}: wait for it or"):
+            start(tmp_path, out=far.address, results=str(tmp_path / "far.csv"))
+    assert far.read("driver.json") is None
+    for left in (note | {"host": "elsewhere"}, note | {"pid": 2**22 + 1}, "torn"):           # of a killed driver: nobody renews it
+        far.fs.pipe_file(far.path("driver.json"), json.dumps(left).encode()[:60])
+        started = time.monotonic()
+        with far.alone():
+            pass
+        assert (time.monotonic() - started > 0.25) == (isinstance(left, dict) and left["host"] == "elsewhere")
+
+
+def test_what_killed_workers_left_in_the_temporary_folder_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"ddlib-sweep-{ended.pid}-a", f"ddlib-sweep-{os.getpid()}-b", "ddlib-sweep-x-c", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    with Store(f"memory://{tmp_path.name}").open("run"):
+        assert not (tmp_path / f"ddlib-sweep-{ended.pid}-a").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"ddlib-sweep-{os.getpid()}-b", "ddlib-sweep-x-c", "other"])
+
+
+def test_damaged_experts_are_made_again_and_change_no_bit(tmp_path):
+    """Methods as they are. At an address a run makes the expert for itself."""
+    again = lambda: start(tmp_path, {"method": "mtt", "settings": {"steps": 3}}, out=f"file://{tmp_path / 'far'}",
+                          results=str(tmp_path / "rows.csv"), retries=0)
+    digest = lambda found: found.records["mtt.tiny.steps=3"]["files"]["distilled.safetensors"]
+    undisturbed = digest(again())
+    damaged = 0
+    for path in (tmp_path / "far").rglob("expert-*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 1
+        path.write_bytes(content)
+        damaged += 1
+    assert damaged >= 2
+    (folder,) = (tmp_path / "far").glob("mtt*")
+    shutil.rmtree(folder)
+    found = again()
+    assert found.status == 0 and digest(found) == undisturbed, found.text
+    assert any("went on, with what was damaged made again" in line for line in found.happened)
 
 
 # ----------------------------------------------------------------------------------------------------- what it will take

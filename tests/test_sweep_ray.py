@@ -8,13 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import processes_in, without_costs
 
 from ddlib import evaluate, experts, runs
 from ddlib.methods import dm, main
@@ -53,12 +57,15 @@ def cluster(tmp_path_factory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in changes.items():
             patch.setenv(name, value)
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20})
-        made.faults = shim
-        try:
-            yield made
-        finally:
-            made.shutdown()
+        # logs and "auto" of its own, and a short name: sockets lie in it
+        with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
+            made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "temp_dir": scratch,
+                                                                 "object_store_memory": 100 * 2**20})
+            made.faults = shim
+            try:
+                yield made
+            finally:
+                made.shutdown()
 
 
 def dm_run(made: grid.Grid, kind: str) -> grid.Run:
@@ -75,22 +82,6 @@ def undisturbed(run: grid.Run, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     return work.read_rows(run.task, folder)
 
 
-def kept(rows: list[dict[str, str]]) -> list[tuple[str, ...]]:
-    return sorted(tuple(row[name] for name in evaluate.COLUMNS if name not in driver.COSTS) for row in rows)
-
-
-def processes_in(folder: Path) -> list[int]:
-    """The processes that work in a folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(entry / "cwd") == str(folder):
-                found.append(int(entry.name))
-        except OSError:
-            pass
-    return found
-
-
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -105,12 +96,13 @@ class Saboteur(threading.Thread):
     def run(self) -> None:
         while self.harms and not self.ended.wait(0.1):
             for name, harm in list(self.harms.items()):
-                if harm():
-                    self.done.append(name)
-                    del self.harms[name]
+                with suppress(OSError):                          # a process that it was about to meet has just ended
+                    if harm():
+                        self.done.append(name)
+                        del self.harms[name]
 
 
-def test_a_sweep_survives_every_fault_with_the_results_of_an_undisturbed_one(cluster, tmp_path, monkeypatch):
+def test_a_sweep_survives_every_fault_with_the_results_of_an_undisturbed_one(cluster, tmp_path, monkeypatch, one_thread):
     out, whole = tmp_path / "out", tmp_path / "whole"
     source = {"name": "faults", "out": str(out), "runs": RUNS, "retries": 1}
     made = grid.read(source)
@@ -171,7 +163,7 @@ def test_a_sweep_survives_every_fault_with_the_results_of_an_undisturbed_one(clu
         assert found.status == 0, found.text
         assert sorted(saboteur.done) == sorted(["worker", "hang", "node", *(["disk"] if mounted else [])])
         rows = evaluate.read_rows(out / "measured.csv")
-        assert kept(rows) == kept([row for each in expected.values() for row in each])
+        assert without_costs(rows) == without_costs([row for each in expected.values() for row in each])
         for run in made.runs:
             for name in ("distilled.safetensors", "metrics.csv"):
                 assert (out / run.task.folder / name).read_bytes() == (whole / run.task.name / name).read_bytes(), (run.task.name, name)
@@ -201,7 +193,7 @@ def test_a_sweep_survives_every_fault_with_the_results_of_an_undisturbed_one(clu
 @pytest.mark.parametrize("kind", ["another", "none"])
 def test_a_node_with_another_ddlib_or_none_is_named_before_anything_starts(cluster, tmp_path, monkeypatch, kind):
     package = tmp_path / "node" / "ddlib"
-    shutil.copytree(work.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    shutil.copytree(work.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     with open(package / "__init__.py", "a") as file:
         file.write("\n" if kind == "another" else "raise ImportError('no module named ddlib')\n")
     monkeypatch.chdir(tmp_path)                                  # a worker looks where its driver was started, too
@@ -218,6 +210,25 @@ def test_a_node_with_another_ddlib_or_none_is_named_before_anything_starts(clust
 def test_more_than_any_node_has_is_refused_where_ray_would_wait_for_ever(cluster, tmp_path):
     with pytest.raises(ValueError, match="wants 64 CPUs and no node has all of it: ask for less"):
         driver.run({"name": "x", "out": str(tmp_path / "out"), "runs": [{"method": "dm", "resources": {"cpus": 64}}]}, ray=cluster.address)
+
+
+def test_what_ray_says_of_a_lost_task_is_not_said_of_those_that_need_it(tmp_path):
+    """Ray gives one error for both."""
+    made = grid.read({"name": "x", "out": str(tmp_path), "runs": [{"method": "mtt", "settings": {"num_experts": 1}}]})
+    tasks = [run.task for run in [*made.first.values(), *made.runs]]
+
+    class Gone(Exception):
+        pass
+
+    def get(ref: str) -> None:
+        raise Gone("the worker died")
+
+    pool = object.__new__(pools.OnRay)
+    pool.nodes, pool.lost, pool.tasks = {}, {}, dict(zip("ab", tasks, strict=True))
+    pool.ray = SimpleNamespace(wait=lambda refs, **_: (refs[:1], refs[1:]), nodes=list, get=get, exceptions=SimpleNamespace(RayError=Gone))
+    errors = [record["error"] for _ in tasks for _, record in pool.ended()]
+    lost = "its worker was lost for good: the worker died"
+    assert errors == [lost, f"not tried, as {tasks[0].name}, which it begins with, failed: {lost}"]
 
 
 def test_a_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path, monkeypatch):

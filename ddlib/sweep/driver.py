@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,20 +44,7 @@ class Report:
 def publish(path: Path, rows: Sequence[Mapping[str, str]]) -> int:
     """Append the rows that the results file lacks; returns how many. What makes a row another one is all but its costs."""
     key = lambda row: tuple(str(row[column]) for column in evaluate.COLUMNS if column not in COSTS)
-    found = evaluate.read_rows(path) if path.is_file() else []
-    if found and not path.read_bytes().endswith(b"\n"):          # a killed writer's last cell, the command, may be torn
-        *before, last = found
-        if any(row["command"] != last["command"] and row["command"].startswith(last["command"]) for row in rows):
-            content = path.read_bytes()
-            os.truncate(path, content.rfind(b"\n") + 1)
-            found = before
-    there, count = {key(row) for row in found}, 0
-    for row in rows:
-        if key(row) not in there:
-            evaluate.append_row(path, dict(row))
-            there.add(key(row))
-            count += 1
-    return count
+    return evaluate.append_rows(path, rows, key) if rows else 0
 
 
 def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = False, dry_run: bool = False,
@@ -74,11 +60,16 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
     session = uuid.uuid4().hex[:12]
     tasks = [each.task for each in [*grid.first.values(), *grid.runs]]
     home = grid.results.parent if grid.store.remote else Path(grid.store.address)
-    with runs.alone(home), contextlib.ExitStack() as after:
+    with contextlib.ExitStack() as after:
+        if not dry_run:                                          # which only looks
+            after.enter_context(runs.alone(home))
+            if grid.store.remote:
+                after.enter_context(grid.store.alone())
         records, told = recognised(tasks, grid)
         for line in told:
             print(line, flush=True)
-        new = sum(publish(grid.results, records[run.task.name]["rows"]) for run in grid.runs if run.task.name in records)
+        finished_before = [] if dry_run else [run for run in grid.runs if run.task.name in records]
+        new = sum(publish(grid.results, records[run.task.name]["rows"]) for run in finished_before)
         if new:
             print(f"{new} rows of finished runs were missing in {grid.results} and are there now")
         todo = [run for run in grid.runs if run.task.name not in records]

@@ -29,7 +29,7 @@ from typing import Any
 from ddlib import chapter, data, evaluate, methods, models, runs
 from ddlib.methods import cgan
 from ddlib.sweep.store import Store
-from ddlib.sweep.work import PACKAGE, Task, code_version
+from ddlib.sweep.work import PACKAGE, Task, code_version, hashed
 
 METHODS = tuple(sorted(path.stem for path in (PACKAGE / "methods").glob("*.py") if path.stem != "__init__"))
 KEYS = {"name": str, "out": str, "results": str, "shared": str, "limits": dict, "workers": int, "retries": int,
@@ -101,7 +101,7 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
                 raise ValueError(f"{negative[0]} must be at least {int(negative[0] == 'cpus')}, got {limits[negative[0]]}")
             if (gpus := limits.get("gpus", 0)) > 1 and gpus != int(gpus):
                 raise ValueError(f"gpus must be a whole number or below 1, got {gpus}")
-            for run in expand(entry, limits, first):
+            for run in expand(entry, limits, first, results):
                 if run.task.name in expanded:
                     raise ValueError(f"two runs are called {run.task.name!r}: leave one out, or give its entry a `name`")
                 if same := next((name for name, other in expanded.items() if other.task.identity == run.task.identity), ""):
@@ -174,6 +174,19 @@ def identity(**claim: Any) -> str:
     return hashlib.sha256(json.dumps(claim, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def surroundings(limits: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the bits of a result besides its settings, code and data: threads, the kind of device, which kernels are used."""
+    return {"threads": limits.get("cpus", 1), "gpu": bool(limits.get("gpus")), "kernels": os.environ.get("DDLIB_KERNELS", "")}
+
+
+@cache
+def checksum(name: str) -> str:
+    """Of a dataset with its test images, which a fingerprint leaves out and an evaluation reads."""
+    real = dataset(name)
+    return identity(train=real.fingerprint, test=[hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+                                                  for tensor in (real.test.labels, real.test.images)])
+
+
 @cache
 def dataset(name: str) -> data.ImageSet:
     """A dataset, read once. Standardized: whitening would take minutes, and shape and fingerprint are the same."""
@@ -189,7 +202,7 @@ def title(entry: Mapping[str, Any], what: str, chosen: Mapping[str, Any]) -> str
 
 # ------------------------------------------------------------------------------------------------------------- methods
 
-def expand_method(entry: Mapping[str, Any], limits: Mapping[str, Any], first: dict[str, Run]) -> Iterator[Run]:
+def expand_method(entry: Mapping[str, Any], limits: Mapping[str, Any], first: dict[str, Run], results: Path) -> Iterator[Run]:
     """The runs of an entry with `method`; the experts and GANs that they begin with are added to `first`."""
     choices = {"method": entry["method"], "preset": entry.get("preset", "tiny"), **entry.get("settings", {})}
     if clash := choices.keys() & {"method", "preset"} & entry.get("settings", {}).keys():
@@ -219,7 +232,7 @@ def expand_method(entry: Mapping[str, Any], limits: Mapping[str, Any], first: di
         task = Task(name=title(entry, f"{stem}.{preset}", changes), kind="method", words=tuple(words), rows=len(wanted),
                     code=code_version(), place=lies, data=real.fingerprint, data_folder=os.environ.get("DDLIB_DATA", ""),
                     identity=identity(method=stem, preset=preset, config=dataclasses.asdict(config), protocols=wanted,
-                                      code=code_version(), data=real.fingerprint), **limits)
+                                      code=code_version(), data=checksum(config.dataset), **surroundings(limits)), **limits)
         yield Run(task, needs, method.NAME, preset, config)
 
 
@@ -247,7 +260,11 @@ def typed(name: str, value: Any, like: Any) -> Any:
 
 
 def begin_with(config: Any, real: data.ImageSet, limits: Mapping[str, Any], first: dict[str, Run]) -> tuple[str, ...]:
-    """The names of the tasks whose experts or GAN a run of this config begins with, each added to `first` once."""
+    """The names of the tasks whose experts or GAN a run of this config begins with, each added to `first` once.
+
+    With the most that any run asks of them, so that the order of the runs decides nothing. What lies there is used as it is,
+    so threads are no part of their identity.
+    """
     common = {"code": code_version(), "data_folder": os.environ.get("DDLIB_DATA", ""), **limits}
     flags = lambda settings: [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     made: list[Run] = []
@@ -271,14 +288,24 @@ def begin_with(config: Any, real: data.ImageSet, limits: Mapping[str, Any], firs
                              identity=identity(gan=dataclasses.asdict(gan), code=code_version(), data=real.fingerprint), **common),
                         method=cgan.NAME, config=gan))
     for run in made:
-        first.setdefault(run.task.name, run)
+        other = first.get(run.task.name, run).task
+        bounds = ("cpus", "gpus", "memory_gb", "retries", "timeout_minutes")
+        most = {key: max(getattr(run.task, key), getattr(other, key)) for key in bounds}
+        if not (run.task.timeout_minutes and other.timeout_minutes):
+            most["timeout_minutes"] = 0.0                        # no limit is the longest
+        first[run.task.name] = dataclasses.replace(run, task=dataclasses.replace(run.task, **most))
     return tuple(run.task.name for run in made)
 
 
 # ------------------------------------------------------------------------------------------------------------ chapters
 
-def expand_chapter(entry: Mapping[str, Any], limits: Mapping[str, Any], first: dict[str, Run]) -> Iterator[Run]:
-    """The runs of an entry with `chapter`; what they begin with they make themselves."""
+def expand_chapter(entry: Mapping[str, Any], limits: Mapping[str, Any], first: dict[str, Run], results: Path) -> Iterator[Run]:
+    """The runs of an entry with `chapter`; what they begin with they make themselves.
+
+    What the book shows of its own results decides them, but for the file that this sweep adds rows to.
+    """
+    book = [(path.name, hashed(path)) for path in sorted((PACKAGE.parent / "book" / "results").rglob("*"))
+            if path.is_file() and path.resolve() != results and not path.name.startswith(".")]
     parameters = {key: entry[key] for key in ("preset",) if key in entry} | entry.get("parameters", {})
     if taken := parameters.keys() & {"chapter", "out", "results"}:
         raise ValueError(f"{taken.pop()!r} is no parameter to give here: a sweep sets it")
@@ -289,13 +316,14 @@ def expand_chapter(entry: Mapping[str, Any], limits: Mapping[str, Any], first: d
         values = chapter.check_parameters(notebook.stem, pairs, known_here)
         preset, name = check_preset(notebook.stem, values, known_here)
         name = name or str(values.get("dataset") or known_here.get("dataset", {}).get("default", "").strip("'\""))
-        found = dataset(name).fingerprint if name else ""
+        found = checksum(name) if name else ""
         words = ["ddlib.chapter", notebook.stem, *(word for key, value in pairs for word in ("-p", key, value))]
         if values.get("protocol"):
             evaluate.with_options(values["protocol"])
         task = Task(name=title(entry, notebook.stem, dict(pairs)), kind="chapter", words=tuple(words), chapter=notebook.stem,
                     rows=int("results" in known_here), code=code_version(notebook.stem), data_folder=os.environ.get("DDLIB_DATA", ""),
-                    identity=identity(chapter=notebook.stem, parameters=values, code=code_version(notebook.stem), data=found), **limits)
+                    identity=identity(chapter=notebook.stem, parameters=values, code=code_version(notebook.stem), data=found, book=book,
+                                      **surroundings(limits)), **limits)
         yield Run(task, preset=preset)
 
 

@@ -50,15 +50,26 @@ class Here:
         for slot in range(self.workers):
             self.slots.put(slot)
         self.tasks: dict[futures.Future[dict[str, Any]], Task] = {}
-        self.by_folder: dict[str, futures.Future[dict[str, Any]]] = {}
+        self.waiting: list[Task] = []                            # for what they need: no worker waits with them
+        self.records: dict[str, dict[str, Any] | None] = {}      # by folder, None until it has ended
 
     def start(self, task: Task) -> None:
-        needs = [self.by_folder[need] for need in task.needs if need in self.by_folder]
-        self.by_folder[task.folder] = future = self.pool.submit(self.work, task, needs)
-        self.tasks[future] = task
+        self.records[task.folder] = None
+        self.waiting.append(task)
 
-    def work(self, task: Task, needs: Sequence[futures.Future[dict[str, Any]]]) -> dict[str, Any]:
-        futures.wait(needs)                                      # they were started earlier, so this ends
+    def begin(self) -> Iterator[tuple[Task, dict[str, Any]]]:
+        """Hand on what waits for nothing any more, in order; yields what cannot be done because what it needs has failed."""
+        waiting, self.waiting = self.waiting, []
+        for task in waiting:
+            before = [self.records[need] for need in task.needs if need in self.records]
+            if bad := next((record for record in before if record and record["state"] != "finished"), None):
+                yield task, unfinished(task, without(bad["name"], bad["error"]))
+            elif None in before:
+                self.waiting.append(task)
+            else:
+                self.tasks[self.pool.submit(self.work, task)] = task
+
+    def work(self, task: Task) -> dict[str, Any]:
         slot = self.slots.get()
         try:
             for _ in range(1 + task.retries):
@@ -73,9 +84,14 @@ class Here:
 
     def ended(self) -> Iterator[tuple[Task, dict[str, Any]]]:
         """The tasks that have ended since the last call, after a second at most."""
+        for task, record in self.begin():
+            self.records[task.folder] = record
+            yield task, record
         done, _ = futures.wait(self.tasks, POLL_SECONDS, futures.FIRST_COMPLETED)
         for future in done:
-            yield self.tasks.pop(future), future.result()
+            task = self.tasks.pop(future)
+            self.records[task.folder] = future.result()
+            yield task, future.result()
 
     def close(self, interrupted: bool = False) -> None:
         """Interrupted: end what runs."""
@@ -104,8 +120,15 @@ class Again(RuntimeError):
     """A task has failed and may be tried again."""
 
 
-def attempt(task: Task, store: Store, session: str, *needs: Any) -> dict[str, Any]:
+def without(name: str, error: str) -> str:
+    """Why a task is not tried at all, in the words of the other one's failure."""
+    return f"not tried, as {name}, which it begins with, failed: {error}"
+
+
+def attempt(task: Task, store: Store, session: str, *needs: dict[str, Any]) -> dict[str, Any]:
     """The body of a Ray task; `needs` are the results of others, awaited by Ray."""
+    if bad := next((record for record in needs if record["state"] != "finished"), None):
+        return unfinished(task, without(bad["name"], bad["error"]))
     record = execute(task, store, session, None if task.gpus else "")
     if record["state"] == "failed" and failures(record, session) <= task.retries:
         raise Again(record["error"])
@@ -141,6 +164,7 @@ class OnRay:
         self.notes: list[str] = []
         self.tasks: dict[Any, Task] = {}
         self.by_folder: dict[str, Any] = {}
+        self.lost: dict[str, tuple[str, str]] = {}               # tasks without a result, by folder: name, error
         try:
             self.check(tasks)
         except BaseException:
@@ -162,7 +186,7 @@ class OnRay:
             import os
             try:
                 from ddlib.sweep.work import code_version
-                return code_version() if not seen or os.path.exists(seen) else "blind"
+                return code_version(all_of_it=True) if not seen or os.path.exists(seen) else "blind"
             except Exception as error:
                 return f"error: {error}"
 
@@ -180,8 +204,8 @@ class OnRay:
                 raise ValueError(f"{where} cannot import ddlib ({version.removeprefix('error: ')}): install it there, as here")
             if version == "blind":
                 raise ValueError(f"{where} does not see {self.store.address}: name a folder with --out that all nodes see, or an address")
-            if version != code_version():
-                raise ValueError(f"{where} has ddlib {version} and this machine {code_version()}: bring both to the same version")
+            if version != (here := code_version(all_of_it=True)):
+                raise ValueError(f"{where} has ddlib {version} and this machine {here}: bring both to the same version")
 
     def fits(self, task: Task) -> bool:
         """Whether a node has all that a task asks for: Ray would wait for one."""
@@ -215,7 +239,12 @@ class OnRay:
             except self.ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
                 first = (str(cause).splitlines() or [type(cause).__name__])[0]
-                yield task, unfinished(task, first if isinstance(cause, Again) else f"its worker was lost for good: {first}")
+                first = first if isinstance(cause, Again) else f"its worker was lost for good: {first}"
+                # what Ray says of a task whose need has failed is what it says of that need
+                bad = next((need for need in task.needs if need in self.lost), "")
+                if not bad:
+                    self.lost[task.folder] = task.name, first
+                yield task, unfinished(task, without(*self.lost[bad]) if bad else first)
 
     def close(self, interrupted: bool = False) -> None:
         if interrupted:

@@ -125,12 +125,12 @@ def accuracies(record: Mapping[str, Any]) -> str:
 
 
 def table(runs: Sequence[Run], records: Mapping[str, Mapping[str, Any]], session: str) -> str:
-    """A line for every run: state, accuracy, minutes, attempts."""
+    """A line for every run: state, accuracy, minutes, and how often it was tried again since this start."""
     lines = []
     for run in runs:
         record = records.get(run.task.name, {"state": "not run", "rows": [], "minutes": 0.0, "attempts": []})
-        tries = len(record["attempts"])
-        before = record["state"] == "finished" and not any(each["session"] == session for each in record["attempts"])
+        tries = sum(each["session"] == session for each in record["attempts"])
+        before = record["state"] == "finished" and not tries
         accuracy = ", ".join(f"{row['accuracy_mean']}±{row['accuracy_std']} ({row['n']})" for row in record["rows"])
         lines.append((run.task.name, "finished before" if before else record["state"], accuracy or "-",
                       f"{record['minutes']:.1f}" if record["minutes"] else "-", str(max(0, tries - 1))))

@@ -7,16 +7,20 @@ end, so that a run goes on elsewhere when its machine is lost.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 SEND_SECONDS = 30.0                                              # between two sendings of what a run has written so far
+SCRATCH = "ddlib-sweep-"                                         # folders of that name, and of a process, hold what lies far away
 State = tuple[int, int]
 
 
@@ -82,7 +86,8 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             yield folder, self.shared
             return
-        with tempfile.TemporaryDirectory(prefix="ddlib-sweep-") as scratch:
+        clear_scratch()
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
             folder = Path(scratch, name)
             home = Path(scratch, "home") if needs else folder / "home"      # what a run trains for itself is kept with it
             sent, ended = self.fetch(name, folder), threading.Event()
@@ -122,15 +127,14 @@ class Store:
         # a checkpoint goes with metrics that reach at least as far (more are cut): it is copied before them and sent after them
         order = sorted((path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")),
                        key=lambda path: (path.name == "record.json", path.suffix == ".safetensors"))
-        with tempfile.TemporaryDirectory(prefix="ddlib-send-") as still:
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as still:
             copies: dict[Path, tuple[Path, State]] = {}
             for path in reversed(order):
                 with suppress(FileNotFoundError):                # a checkpoint that has just given way to the finished set
                     if sent.get(path) != (now := state(path)):
                         copies[path] = Path(shutil.copy(path, Path(still, str(len(copies))))), now
             for path in filter(copies.__contains__, order):
-                self.fs.makedirs(target(path).rpartition("/")[0], exist_ok=True)
-                self.fs.put_file(str(copies[path][0]), target(path))
+                self.put_whole(copies[path][0], target(path))
                 sent[path] = copies[path][1]
         for path in [path for path in sent if not path.is_file()]:       # last: a checkpoint's successor is there by now
             with suppress(FileNotFoundError):
@@ -140,5 +144,77 @@ class Store:
     def put(self, path: Path, *parts: str) -> None:
         """Copy one file into the sweep, unless it is there by itself."""
         if self.remote:
+            self.put_whole(path, self.path(*parts))
+
+    def put_whole(self, path: Path, target: str) -> None:
+        """Copy a file to an address, whole or not at all: object stores do it so, a disk needs a rename."""
+        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        if "file" in self.fs.protocol:
+            self.fs.put_file(str(path), f"{target}.part")
+            self.fs.mv(f"{target}.part", target)
+        else:
+            self.fs.put_file(str(path), target)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold an address as long as this process lives: a note there, renewed every SEND_SECONDS; ValueError if another holds it.
+
+        Who finds a note waits for it to be renewed, so that no two clocks have to agree; that of a process of this machine which
+        has ended counts for nothing.
+        """
+        mine = {"host": socket.gethostname(), "pid": os.getpid()}
+        note = self.path("driver.json")
+
+        def say(count: int) -> None:
             self.fs.makedirs(self.address, exist_ok=True)
-            self.fs.put_file(str(path), self.path(*parts))
+            self.fs.pipe_file(note, json.dumps(mine | {"count": count}).encode())
+
+        def theirs() -> dict[str, Any]:
+            try:
+                found = json.loads(self.read("driver.json") or b"{}")
+                return found if isinstance(found, dict) else {}
+            except ValueError:
+                return {}
+
+        def renew() -> None:
+            count = 1
+            while not ended.wait(SEND_SECONDS):
+                with suppress(Exception):                        # far away: the next one may arrive
+                    say(count := count + 1)
+
+        found = theirs()
+        if found and not (found.get("host") == mine["host"] and not lives(found.get("pid"))):
+            print(f"{note} is of a sweep on {found.get('host')}: looking whether it is still running", flush=True)
+            time.sleep(1.5 * SEND_SECONDS)
+            if theirs() not in ({}, found):
+                raise ValueError(f"another process, {found.get('pid')} on {found.get('host')}, is working in {self.address}: "
+                                 "wait for it or choose another --out")
+        ended = threading.Event()
+        say(0)
+        renewing = threading.Thread(target=renew, daemon=True)
+        renewing.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            renewing.join()
+            with suppress(Exception):
+                self.fs.rm_file(note)
+
+
+def lives(pid: Any) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def clear_scratch() -> None:
+    """Remove what killed workers of this machine have left in the folder for temporary files."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
+        if (owner := left.name.removeprefix(SCRATCH).split("-")[0]).isdigit() and not lives(owner):
+            shutil.rmtree(left, ignore_errors=True)

@@ -7,7 +7,6 @@ recognised by its record, an unfinished one goes on from its checkpoint, and one
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -18,9 +17,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from ddlib import files
-from ddlib.sweep.store import Store
+from ddlib.sweep.store import State, Store, state
 
 PACKAGE = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 3.0                                              # between asking a child to end and ending it
+SHOWING = ("plots.py", "widgets.py", "papers.py", "chapter.py")  # what no method imports
 LOCK_SECONDS = 150.0                                             # how long a lost worker's child may linger in the folder
 # A child must not outlive its worker, which may be killed without a chance to say so: Linux tells it, others let it finish.
 LEASH = """import ctypes, os, signal, sys
@@ -93,20 +94,31 @@ class Task:
         return [sys.executable, "-m", *self.words, *places]
 
 
+def hashed(path: Path) -> str:
+    """SHA-256 of a file, read once as long as it does not change."""
+    return _hashed(path, state(path))
+
+
 @cache
-def _hashed(path: Path, state: tuple[int, int]) -> str:
+def _hashed(path: Path, state: State) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def code_version(chapter: str = "") -> str:
-    """What the code of this ddlib is: 16 hex digits of a hash of its files, of torch's version and of a chapter's notebook."""
+def code_version(chapter: str = "", all_of_it: bool = False) -> str:
+    """What the code of this ddlib is: 16 hex digits of a hash of torch's version and of the files that a result can depend on.
+
+    For a method these are all but those that show, for a chapter (by name) also they and its notebook; never the sweep itself,
+    unless all of it is asked, because it only starts what could be typed. Data that come with the package count as code.
+    """
     from importlib.metadata import version
 
     sha = hashlib.sha256(version("torch").split("+")[0].encode())
+    aside = () if all_of_it else ("sweep",) if chapter else ("sweep", *SHOWING)
     notebook = [PACKAGE.parent / "notebooks" / f"{chapter}.ipynb"] if chapter else []
-    for path in [*sorted(PACKAGE.rglob("*.py")), *notebook]:
-        status = path.stat()
-        sha.update(f"{path.relative_to(PACKAGE.parent)} {_hashed(path, (status.st_mtime_ns, status.st_size))}\n".encode())
+    for path in [*sorted(PACKAGE.rglob("*.py")), *sorted((PACKAGE / "assets").iterdir()), *notebook]:
+        if path.is_relative_to(PACKAGE) and path.relative_to(PACKAGE).parts[0] in aside:
+            continue
+        sha.update(f"{path.relative_to(PACKAGE.parent)} {hashed(path)}\n".encode())
     return sha.hexdigest()[:16]
 
 
@@ -147,16 +159,16 @@ def execute(task: Task, store: Store, session: str, gpus: str | None = None) -> 
                 return before | {"attempts": attempts}
             if attempts and re.search(r"delete (it|its folder)\b", attempts[-1]["outcome"]):
                 problem = problem or attempts[-1]["outcome"]     # the method itself has found what `damage` does not look at
-            for where in [folder, home / task.place] if task.place else [folder]:
-                if problem := problem or damage(where):
-                    set_aside(where)
-                    attempt["notes"].append(f"began anew: {problem}")
-                    problem = ""
+            if problem := problem or damage(folder):
+                set_aside(folder)
+                attempt["notes"].append(f"began anew: {problem}")
+            if task.place and (problem := damage_of_shared(home / task.place)):
+                attempt["notes"].append(f"began anew: {problem}")
             attempts.append(attempt)
             save_attempts(folder, attempts)
             try:
                 started = time.monotonic()
-                child(task, folder, home, lock, gpus)
+                attempt["notes"] += mending(lambda: child(task, folder, home, lock, gpus))
                 if task.data and (found := load_json(folder / "config.json", {}).get("data", task.data)) != task.data:
                     raise Failed(f"its dataset is another one on {node()} ({found}) than where the sweep was started ({task.data})")
                 rows = read_rows(task, folder)
@@ -216,16 +228,11 @@ def save_attempts(folder: Path, attempts: list[dict[str, Any]]) -> None:
 @contextmanager
 def held(folder: Path) -> Iterator[int]:
     """Hold the folder, also against the child of a worker that was lost, which inherits the lock and dies soon."""
-    with open(folder / ".sweep", "w") as lock:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Failed(f"another process is working in {folder}: is the same sweep running twice?") from None
-                time.sleep(0.1)
+    try:
+        lock = files.lock(folder / ".sweep", LOCK_SECONDS)
+    except BlockingIOError:
+        raise Failed(f"another process is working in {folder}: is the same sweep running twice?") from None
+    with lock:
         yield lock.fileno()
 
 
@@ -247,10 +254,37 @@ def damage(folder: Path) -> str:
     return ""
 
 
+def mending(work: Callable[[], None]) -> list[str]:
+    """Do `work` until nothing that runs share, and that it sets aside, is found to be damaged in it; returns what was."""
+    found: list[str] = []
+    while True:
+        try:
+            work()
+            return found
+        except Failed as error:                                  # one file is made again once
+            line = f"went on, with what was damaged made again: {error}"
+            if line in found or not re.search(r"is [\w-]+\.damaged now\b", line):
+                raise
+            found.append(line)
+
+
+def damage_of_shared(folder: Path) -> str:
+    """`damage` of a folder that other runs may be working in, which is set aside if there is any."""
+    from ddlib import runs
+
+    if not folder.is_dir():
+        return ""
+    with suppress(ValueError), runs.alone(folder):               # whoever works in it has looked
+        if problem := damage(folder):
+            set_aside(folder)
+        return problem
+    return ""
+
+
 def set_aside(folder: Path) -> None:
     """Move what is in the folder, but for its log and lock, to a new folder in `aside`."""
-    aside = folder / "aside" / time.strftime("%Y%m%d-%H%M%S")
-    aside.mkdir(parents=True)
+    (folder / "aside").mkdir(exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=folder / "aside"))
     for path in list(folder.iterdir()):
         if path.name not in ("aside", "home", ".sweep", ".lock", "log.txt", "attempts.json"):
             path.rename(aside / path.name)
@@ -291,7 +325,9 @@ def child(task: Task, folder: Path, home: Path, lock: int, gpus: str | None) -> 
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a child, if it has not ended, with all that it has started, a chapter's kernel in a session of its own included."""
-    if process.poll() is not None:
+    if process.poll() is not None:                               # what it has left behind in its group would work on in the folder
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
         return
     family: list[Any] = []
     with suppress(Exception):                                    # comes with Jupyter, and only chapters need it
