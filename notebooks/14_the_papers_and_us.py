@@ -41,7 +41,7 @@ from ddlib import chapter, data, distilled, evaluate, files, methods, papers, pl
 from ddlib.methods import cgan, ddpp, dim, esp, gld, kfs, mtt, podd, rat_bptt, skd
 
 # %% tags=["parameters"]
-results: str = ""                 # CSV file with rows of your own, which every table and figure takes too; empty: none
+own_rows: str = ""                # CSV file with rows of your own, which every table and figure takes too; empty: none
 dataset: str = "fashion_mini"     # of the printed pictures: accuracy against cost, and other networks
 protocol: str = "strict-cpu"      # the same: how test networks were trained
 repeats: int = 5                  # networks that are trained again by hand
@@ -50,12 +50,12 @@ out: str = ""                     # folder for the tables and pictures; empty: o
 
 # %%
 rows = papers.check_rows(evaluate.read_rows(), "the rows of the book")
-if results:
-    if not runs.Path(results).is_file():
-        raise FileNotFoundError(f"there is no file {results}: name a CSV file with the columns of book/results/measured.csv, or none")
-    yours = papers.check_rows(evaluate.read_rows(results), results)
+if own_rows:
+    if not runs.Path(own_rows).is_file():
+        raise FileNotFoundError(f"there is no file {own_rows}: name a CSV file with the columns of book/results/measured.csv, or none")
+    yours = papers.check_rows(evaluate.read_rows(own_rows), own_rows)
     if not yours:
-        raise ValueError(f"{results} has no complete row: write rows with ddlib.evaluate.append_row, or with --results of a method")
+        raise ValueError(f"{own_rows} has no complete row: write rows with ddlib.evaluate.append_row, or with --results of a method")
     rows += yours                                                    # later in file order: they count where they are like the book's
 if repeats < 2:
     raise ValueError(f"repeats must be at least 2, got {repeats}: one network has no spread")
@@ -420,7 +420,7 @@ for name, figure in {"cost": cost_figure, "sets": sets_figure, "posters": poster
 # what needs many repetitions. The minutes are estimates for one distillation at its published size, as derived in [Plan past one
 # machine](../book/scaling.md); nobody has measured one. The last block says little with one seed: add `--seed 1`, `--seed 2` for other
 # distillations. Every command resumes where it stopped. Then give the rows to this chapter:
-# `make run CHAPTER=14 ARGS="-p results mine.csv"`.
+# `make run CHAPTER=14 ARGS="-p own_rows mine.csv"`.
 
 # %%
 FIRST = (
@@ -521,5 +521,5 @@ try:
     papers.check_rows([evaluate.read_rows(mine)[0] | {"accuracy_mean": "0,52"}], mine.name)
 except ValueError as error:
     chapter.answer(f"A wrong number is refused before anything is drawn: {error}.")
-chapter.answer("Then: make run CHAPTER=14 ARGS='-p results mine.csv'. Rows of a method's command (--results mine.csv) or of another "
+chapter.answer("Then: make run CHAPTER=14 ARGS='-p own_rows mine.csv'. Rows of a method's command (--results mine.csv) or of another "
                "chapter (-p results mine.csv) are taken as they are.")

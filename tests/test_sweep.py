@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, processes_in, without_costs
+from conftest import CHAPTERS, ROOT, processes_in, without_costs
 
 from ddlib import evaluate, runs
 from ddlib.methods import dm
@@ -369,6 +369,13 @@ def test_a_chapter_is_executed_by_its_own_command_with_its_rows_in_the_folder(tm
     assert run.task.shown == "python -m ddlib.chapter 03_distribution_matching -p preset tiny -p ipc 1"
     assert run.task.command(Path("/x"))[-5:] == ["-p", "results", "/x/rows.csv", "--out", "/x"]
     assert run.task.name == "03_distribution_matching.ipc=1,preset=tiny"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_what_a_chapter_calls_results_gets_its_rows(name):
+    """A sweep names a file there, which is not there yet."""
+    found = grid.inspect(ROOT / "notebooks" / f"{name}.ipynb")
+    assert "results" not in found or "gets the rows of this run" in found["results"]["help"]
 
 
 # --------------------------------------------------------------------------------------- finished, resumed, tried again
