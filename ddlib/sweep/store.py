@@ -41,9 +41,10 @@ class Store:
 
     @property
     def fs(self) -> Any:
+        """The file system of an address, which remembers no listing: others write there."""
         import fsspec
 
-        return fsspec.core.url_to_fs(self.address)[0]
+        return fsspec.core.url_to_fs(self.address, use_listings_cache=False)[0]
 
     def path(self, *parts: str) -> str:
         """The full path or address of a file of the sweep."""
