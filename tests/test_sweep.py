@@ -194,6 +194,20 @@ def test_a_store_that_cannot_be_read_is_one_sentence(tmp_path, faults, monkeypat
         start(tmp_path)
 
 
+def test_an_address_that_is_not_there_is_one_sentence(tmp_path, faults, monkeypatch):
+    out = f"memory://{tmp_path.name}-gone"
+    fs = type(Store(out).fs)
+    monkeypatch.setattr(fs, "ls", lambda *_, **__: {}["credentials"])
+    with pytest.raises(OSError, match=rf"{out} cannot be reached \('credentials'\): mend that, or choose another --out"):
+        start(tmp_path, out=out)
+
+
+def test_a_copy_of_the_results_that_fails_costs_no_report(tmp_path, faults, monkeypatch):
+    monkeypatch.setattr(Store, "put", lambda self, *parts: {}["credentials"])
+    found = start(tmp_path, out=f"memory://{tmp_path.name}-copy", results=str(tmp_path / "rows.csv"))
+    assert found.status == 0 and "rows.csv could not be copied to memory://" in found.text and len(found.records) == 4
+
+
 def test_a_notebook_may_be_saved_after_its_run(tmp_path):
     for name in ("03.ipynb", "distilled.safetensors", "table.txt", "log.txt"):
         (tmp_path / name).touch()

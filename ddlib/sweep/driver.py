@@ -94,9 +94,13 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
                     publish(grid.results, records[each.name]["rows"])
             except OSError as error:
                 pool.notes.append(f"rows are missing in {grid.results} ({error}): make room and start the sweep again, which adds them")
+        notes = pool.notes if pool else []
         if grid.store.remote and grid.results.is_file() and not dry_run:
-            grid.store.put(grid.results, grid.results.name)
-        return summary(grid, records, session, pool.notes if pool else [])
+            try:
+                grid.store.put(grid.results, grid.results.name)
+            except Exception as error:                           # hours of work are reported whatever happens to a copy
+                notes.append(f"{grid.results} could not be copied to {grid.store.address} ({error})")
+        return summary(grid, records, session, notes)
 
 
 def recognised(tasks: Sequence[Task], grid: Grid) -> tuple[dict[str, Mapping[str, Any]], list[str]]:

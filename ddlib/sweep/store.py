@@ -58,6 +58,8 @@ class Store:
             return [path.rstrip("/").rpartition("/")[2] for path in self.fs.ls(self.address, detail=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except Exception as error:                               # the first contact, and storage has errors of its own
+            raise OSError(f"{self.address} cannot be reached ({str(error).splitlines()[0]}): mend that, or choose another --out") from None
 
     def read(self, *parts: str) -> bytes | None:
         """A small file, None where there is none."""
