@@ -73,8 +73,6 @@ class Here:
         slot = self.slots.get()
         try:
             for _ in range(1 + task.retries):
-                if work.stopping.is_set():
-                    raise work.Stopped
                 record = execute(task, self.store, self.session, share(slot, task.gpus))
                 if record["state"] == "finished":
                     break
