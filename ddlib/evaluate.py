@@ -517,8 +517,9 @@ def append_rows(path: Path | str, rows: Sequence[Mapping[str, Any]], key: Callab
         found = parse_rows(path, content, COLUMNS)
         kept = whole_rows(content) if b"\n" in content else 0            # a killed writer's half would swallow ours
         if key and found and not content[:kept].endswith(b"\n"):        # whole by its cells, and the last one, the command, may be torn
-            last = found[-1]["command"]
-            if any(str(row["command"]) != last and str(row["command"]).startswith(last) for row in rows):
+            torn = found[-1]
+            same = lambda row: key({**row, "command": torn["command"]}) == key(torn)
+            if any(row["command"] != torn["command"] and row["command"].startswith(torn["command"]) and same(row) for row in rows):
                 kept = content.rfind(b"\n") + 1
                 found.pop()
         if key:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from conftest import CHAPTERS, ROOT, processes_in, without_costs
 from ddlib import evaluate, runs
 from ddlib.methods import dm
 from ddlib.sweep import __main__, driver, grid, pools, report, work
-from ddlib.sweep.store import Store
+from ddlib.sweep.store import SCRATCH, Store
 from ddlib.sweep.work import Task
 
 FAST = {"method": "dm", "settings": {"seed": [0, 1, 2, 3]}, "evaluate": "strict-cpu"}
@@ -62,6 +64,9 @@ if fault.exists():
         time.sleep(100)
     if kind == "sleep":
         time.sleep(100)
+    if kind == "latin":
+        sys.stdout.buffer.write(b"error: caf\\xe9 is closed\\n")
+        sys.exit(1)
     if kind == "leave":
         subprocess.Popen(["sleep", "100"])                       # works on when it has ended
     if kind == "damaged":
@@ -141,6 +146,11 @@ def log(tmp_path: Path, run: str) -> str:
     ({"method": "dm", "ipcs": 3}, r"ipcs are for generators"),
     ({"method": "mtt", "settings": {"ipc": 10_000}}, r"ipc 10000 is more than"),
     ({"method": "dm", "setting": {}}, r"has no key 'setting'; it has name"),
+    ({"method": "dm", "evaluate": "strict", "networks": [8]}, r"networks must be text or a list of texts, got 8 in it"),
+    ({"method": "dm", "preset": [["a"]]}, r"preset must be text or a list of texts, got \['a'\] in it"),
+    ({"method": "dm", "evaluate": [{"a": 1}]}, r"evaluate must be text or a list of texts, got {'a': 1} in it"),
+    ({"method": "dm", "resources": {"gpus": float("inf")}}, r"gpus must be a number, got inf"),
+    ({"chapter": "03", "preset": "tiny", "parameters": {"preset": "cpu"}}, r"parameters has a 'preset', too: write it once"),
     ({"method": "dm", "resources": {"cpus": 0}}, r"cpus must be at least 1, got 0"),
     ({"method": "dm", "resources": {"cpus": "two"}}, r"cpus must be a whole number, got 'two'"),
     ({"method": "dm", "resources": {"ram": 2}}, r"resources has no key 'ram'; it has cpus"),
@@ -167,6 +177,7 @@ def test_a_bad_entry_is_answered_in_one_sentence_before_anything_starts(tmp_path
     ({"workers": -1}, "workers must be at least 0, got -1"),
     ({"limits": {"hours": 1}}, "limits has no key 'hours'; it has minutes"),
     ({"out": "nothing://x"}, "Protocol not known: nothing"),
+    ({"out": "memory://x", "shared": "y"}, "shared is for sweeps in a folder; at memory://x experts and GANs lie with their tasks"),
 ])
 def test_a_bad_grid_is_answered_in_one_sentence(tmp_path, keys, problem):
     with pytest.raises(ValueError, match=problem):
@@ -220,6 +231,8 @@ def test_one_run_under_two_names_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'dm.tiny.seed=0' and 'dm.tiny' are the same run"):
         read(tmp_path, {"method": "dm"}, {"method": "dm", "settings": {"seed": 0}})
     assert len(read(tmp_path, {"method": "dm"}, {"method": "dm", "settings": {"seed": 1}}).runs) == 2
+    with pytest.raises(ValueError, match="are the same run"):
+        read(tmp_path, {"chapter": "03", "preset": "tiny"}, {"chapter": "03", "preset": "tiny", "parameters": {"seed": 0}})
 
 
 def a_row(**changes) -> dict[str, str]:
@@ -240,6 +253,15 @@ def test_a_row_torn_in_its_last_cell_is_replaced_and_a_foreign_one_kept(tmp_path
     assert [each["command"] for each in evaluate.read_rows(path)] == [a_row()["command"]] * 2
     path.write_bytes(path.read_bytes()[:-1])                     # an editor that leaves out the last line's end
     assert driver.publish(path, [a_row(method="c", command="python -m another")]) == 1 and len(evaluate.read_rows(path)) == 3
+
+
+def test_a_whole_last_row_without_a_line_end_is_no_torn_one(tmp_path):
+    """Whose command begins another's."""
+    path = tmp_path / "rows.csv"
+    one, ten = (a_row(command=f"x --seed {seed}", accuracy_mean=mean) for seed, mean in ((1, "50"), (10, "77")))
+    driver.publish(path, [one])
+    path.write_bytes(path.read_bytes()[:-1])
+    assert driver.publish(path, [ten]) == 1 and [row["accuracy_mean"] for row in evaluate.read_rows(path)] == ["50", "77"]
 
 
 @pytest.mark.parametrize("header", ["dataset,method\n", "\n", "dataset,method\ntoy,DM\n"])
@@ -416,11 +438,10 @@ def test_runs_whose_expert_fails_are_not_tried_and_say_why(tmp_path, faults):
     faults("experts", "always")
     found = start(tmp_path, {"method": "mtt", "evaluate": "strict-cpu"}, FAST, retries=0)
     assert found.failed == ["mtt.tiny"] and len(results(tmp_path)) == 4
-    assert found.records["mtt.tiny"]["error"].startswith("not tried, as expert-000.")
-    assert found.records["mtt.tiny"]["error"].endswith("which it begins with, failed: no room for experts")
+    told = re.fullmatch(r"not tried, as (expert-00\d\.\S+), which it begins with, failed: no room for experts",
+                        found.records["mtt.tiny"]["error"])
     (task,) = (run.task for run in found.grid.runs if run.task.name == "mtt.tiny")
-    failed = [record for record in found.records.values() if record["name"].startswith("expert-000")]
-    assert pools.attempt(task, found.grid.store, "now", *failed) == found.records["mtt.tiny"]              # on Ray, too
+    assert pools.attempt(task, found.grid.store, "now", found.records[told[1]]) == found.records["mtt.tiny"]              # on Ray, too
     shutil.rmtree(tmp_path / "faults")
     (tmp_path / "faults").mkdir()
     assert start(tmp_path, {"method": "mtt", "evaluate": "strict-cpu"}, FAST).status == 0 and len(results(tmp_path)) == 5
@@ -452,10 +473,92 @@ def test_nothing_that_a_run_has_started_outlives_it(tmp_path, faults):
     until(lambda: not processes_in(tmp_path), 5)
 
 
-def test_a_dry_run_leaves_nothing(tmp_path, faults):
+def test_children_get_what_the_sweep_was_started_with(tmp_path, faults, monkeypatch):
+    """Wherever they run: another folder, another machine's environment."""
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for kernels in ("off", ""):
+        monkeypatch.setenv("DDLIB_KERNELS", kernels)
+        monkeypatch.setenv("DDLIB_DATA", "data")
+        (run,) = read(tmp_path, {"method": "dm"}).runs
+        assert (run.task.data_folder, run.task.kernels) == (str(tmp_path / "data"), kernels)
+        monkeypatch.setenv("DDLIB_KERNELS", "other")
+        monkeypatch.setenv("DDLIB_DATA", "elsewhere")
+        monkeypatch.setattr(Task, "command", lambda *_: [
+            sys.executable, "-c", "import os; print('seen', os.environ['DDLIB_DATA'], os.environ.get('DDLIB_KERNELS'))"])
+        work.execute(run.task, Store(str(tmp_path / f"out{kernels}")), "now")
+        text = next((tmp_path / f"out{kernels}").glob("*/log.txt")).read_text()
+        assert f"seen {tmp_path / 'data'} {kernels or None}" in text
+
+
+def test_an_error_in_another_encoding_is_the_one_that_is_told(tmp_path, faults):
+    faults("dm.tiny.seed=1", "latin")
+    found = start(tmp_path, retries=0)
+    assert found.records["dm.tiny.seed=1"]["error"] == "caf\ufffd is closed"
+    assert found.records["dm.tiny.seed=1"]["attempts"][0]["outcome"] == "caf\ufffd is closed"
+
+
+@pytest.mark.parametrize("how", ["damaged", "asked"])
+def test_a_gan_that_is_damaged_begins_anew_where_it_lies(tmp_path, faults, how):
+    (run,) = read(tmp_path, {"method": "cgan", "evaluate": "strict-cpu"}).runs
+    place = tmp_path / "out" / "shared" / run.task.place
+    place.mkdir(parents=True)
+    (place / "metrics.csv").write_text("cut")
+    if how == "damaged":
+        (place / "config.json").write_text("{")
+    else:
+        folder = tmp_path / "out" / run.task.folder
+        folder.mkdir()
+        said = "metrics.csv does not have the first 3 steps of its run: restore it, or delete its folder and run again"
+        work.save_attempts(folder, [{"session": "before", "node": "n", "outcome": said, "notes": []}])
+    found = start(tmp_path, {"method": "cgan", "evaluate": "strict-cpu"})
+    (line,) = found.happened
+    assert line.startswith(f"cgan.tiny: began anew: {'config.json is damaged' if how == 'damaged' else 'metrics.csv does not have'}")
+    assert not (place / "metrics.csv").exists() and list(place.glob("aside/*/metrics.csv"))
+
+
+def test_a_finished_generator_is_recognised_as_long_as_it_is_there(tmp_path, faults):
+    found = start(tmp_path, {"method": "cgan", "evaluate": "strict-cpu"})
+    place = tmp_path / "out" / "shared" / found.grid.runs[0].task.place
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "distilled.safetensors").touch()                    # which the script leaves out
+    again = lambda: start(tmp_path, {"method": "cgan", "evaluate": "strict-cpu"}).text
+    assert "finished before" in again()
+    (place / "distilled.safetensors").unlink()
+    assert "finished before" not in again()
+
+
+def test_a_copy_of_a_run_is_not_taken_for_it(tmp_path, faults):
+    start(tmp_path)
+    (folder,) = (tmp_path / "out").glob("dm.tiny.seed=1-????????")
+    for name in ("a", "zz"):
+        shutil.copytree(folder, folder.with_name(f"{name}-{folder.name}"))
+    assert folder.name in {run.task.folder for run in read(tmp_path).runs}
+
+
+def test_rows_that_cannot_be_written_are_said_before_or_cost_no_run(tmp_path, faults, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/rows.csv cannot be written \(.*\): name another for the results"):
+        start(tmp_path, results=str(tmp_path / "file" / "rows.csv"))
+    path, real = tmp_path / "rows.csv", pools.execute
+
+    def execute(task: Task, *rest: object) -> dict:              # somebody saves the file in a form of their own
+        (tmp_path / task.name).write_text("dataset;method\n")
+        (tmp_path / task.name).replace(path)
+        return real(task, *rest)
+
+    monkeypatch.setattr(pools, "execute", execute)
+    found = start(tmp_path, results=str(path))
+    assert found.status == 1 and not found.failed and f"rows are missing in {path} (" in found.text
+    path.unlink()
+    assert start(tmp_path, results=str(path)).status == 0 and len(evaluate.read_rows(path)) == 4
+
+
+def test_a_dry_run_leaves_nothing(tmp_path, faults, monkeypatch):
     start(tmp_path, FAST | {"settings": {"seed": 0}})
     (tmp_path / "out" / "measured.csv").unlink()
     before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("DDLIB_RUNS", str(tmp_path / "runs"))
     look = lambda name: driver.run({"out": str(tmp_path / name), "runs": [FAST]}, dry_run=True)
     assert "finished before" in look("out").text and "not run" in look("new").text
     assert sorted(tmp_path.rglob("*")) == before
@@ -577,9 +680,10 @@ def test_failed_runs_are_retried_as_asked(tmp_path, faults):
 def test_a_run_past_its_time_limit_is_stopped_with_all_that_it_started(tmp_path, faults, monkeypatch):
     monkeypatch.setattr(work, "GRACE_SECONDS", 0.5)
     faults("dm.tiny.seed=1", "hang")
-    found = start(tmp_path, timeout_minutes=1.5 / 60, retries=1)
+    limited = FAST | {"settings": {"seed": 1}, "timeout_minutes": 3 / 60, "retries": 2}
+    found = start(tmp_path, limited, FAST | {"settings": {"seed": [0, 2, 3]}})
     assert found.status == 0 and len(results(tmp_path)) == 4
-    assert any("ran past its limit of 0.025 minutes" in line for line in found.happened)
+    assert any("ran past its limit of 0.05 minutes" in line for line in found.happened)
     assert not processes_in(tmp_path)
 
 
@@ -811,8 +915,9 @@ def test_a_file_far_away_is_whole_or_as_it_was(tmp_path, monkeypatch):
     assert store.read("record.json") == b"old"
 
 
-def test_one_sweep_at_a_time_at_an_address(tmp_path, faults, monkeypatch):
-    monkeypatch.setattr("ddlib.sweep.store.SEND_SECONDS", 0.2)
+def test_one_sweep_at_a_time_at_an_address(tmp_path, faults, monkeypatch, capsys):
+    monkeypatch.setattr("ddlib.sweep.store.SEND_SECONDS", 1.0)
+    monkeypatch.setattr("ddlib.sweep.store.READ_BACK_SECONDS", 0.0)
     far = Store(f"file://{tmp_path / 'far'}")
     with far.alone():
         note = json.loads(far.read("driver.json"))
@@ -821,24 +926,74 @@ def test_one_sweep_at_a_time_at_an_address(tmp_path, faults, monkeypatch):
         with pytest.raises(ValueError, match=rf"another process, {os.getpid()} on .*, is working in {far.address}: wait for it or"):
             start(tmp_path, out=far.address, results=str(tmp_path / "far.csv"))
     assert far.read("driver.json") is None
-    for left in (note | {"host": "elsewhere"}, note | {"pid": 2**22 + 1}, "torn"):           # of a killed driver: nobody renews it
-        far.fs.pipe_file(far.path("driver.json"), json.dumps(left).encode()[:60])
-        started = time.monotonic()
+    capsys.readouterr()
+    for left in (note | {"host": "elsewhere"}, note | {"pid": 2**70}, ["torn"]):             # of a killed driver: nobody renews it
+        far.fs.pipe_file(far.path("driver.json"), json.dumps(left).encode())
         with far.alone():
-            pass
-        assert (time.monotonic() - started > 0.25) == (isinstance(left, dict) and left["host"] == "elsewhere")
+            assert ("looking whether it is still running" in capsys.readouterr().out) == (left == note | {"host": "elsewhere"})
+
+
+def test_of_two_sweeps_that_come_to_an_address_at_once_one_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("ddlib.sweep.store.READ_BACK_SECONDS", 0.5)
+    monkeypatch.setattr("ddlib.sweep.store.SEND_SECONDS", 0.2)
+    far, began, held, most = Store(f"memory://{tmp_path.name}-two"), threading.Barrier(2), [], []
+
+    def come() -> None:
+        began.wait()
+        with suppress(ValueError), far.alone():
+            held.append(1)
+            most.append(len(held))
+            time.sleep(1)
+            held.pop()
+
+    both = [threading.Thread(target=come) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    assert most and max(most) == 1 and far.read("driver.json") is None
+
+
+def test_what_a_run_writes_is_sent_while_it_runs(tmp_path, monkeypatch):
+    """Also after a sending that failed, with no error of an operating system."""
+    monkeypatch.setattr("ddlib.sweep.store.SEND_SECONDS", 0.05)
+    store, real = Store(f"memory://{tmp_path.name}-sent"), Store.send
+    throttled = ["slow down"]
+
+    def send(self: Store, *rest: object) -> None:
+        if throttled:
+            raise KeyError(throttled.pop())
+        real(self, *rest)
+
+    monkeypatch.setattr(Store, "send", send)
+    with store.open("run") as (folder, _):
+        (folder / "metrics.csv").write_text("1")
+        until(lambda: store.read("run", "metrics.csv") == b"1")
+        (folder / "metrics.csv").write_text("12")
+        until(lambda: store.read("run", "metrics.csv") == b"12")
+
+
+def test_a_scratch_folder_that_is_cleared_deletes_nothing_far_away(tmp_path):
+    store = Store(f"memory://{tmp_path.name}-cleared")
+    with store.open("run") as (folder, _):
+        (folder / "checkpoint.safetensors").write_text("1")
+    with pytest.raises(OSError, match="has gone while a run worked in it"), store.open("run") as (folder, _):
+        shutil.rmtree(folder)
+    assert store.read("run", "checkpoint.safetensors") == b"1"
 
 
 def test_what_killed_workers_left_in_the_temporary_folder_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for name in (f"ddlib-sweep-{ended.pid}-a", f"ddlib-sweep-{os.getpid()}-b", "ddlib-sweep-x-c", "other"):
+    left = f"{SCRATCH}{ended.pid}-a"
+    others = [f"{SCRATCH}{os.getpid()}-b", f"{SCRATCH}x-c", f"ddlib-sweep-another-{ended.pid}-d", "other"]     # of another machine, too
+    for name in (left, *others):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     with Store(f"memory://{tmp_path.name}").open("run"):
-        assert not (tmp_path / f"ddlib-sweep-{ended.pid}-a").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"ddlib-sweep-{os.getpid()}-b", "ddlib-sweep-x-c", "other"])
+        assert not (tmp_path / left).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
 def test_a_damaged_expert_is_made_again_and_changes_no_bit(tmp_path):
@@ -913,8 +1068,11 @@ def test_workers_are_as_many_as_cores_and_memory_allow(tmp_path, monkeypatch):
     assert pools.Here(store, "", [task()], workers=3).workers == 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     assert pools.Here(store, "", [task(gpus=1)]).workers == 3
-    assert [pools.share(slot, 1) for slot in range(3)] == ["4", "5", "6"] and pools.share(0, 0) == ""
-    assert [pools.share(slot, 0.5) for slot in range(4)] == ["4", "4", "5", "5"]
+    assert [pools.share(slot, 1, 1) for slot in range(3)] == ["4", "5", "6"] and pools.share(0, 0, 1) == ""
+    assert [pools.share(slot, 0.5, 0.5) for slot in range(4)] == ["4", "4", "5", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert (pools.share(0, 2, 2), pools.share(1, 1, 2)) == ("4,5", "6")              # two runs at once, no GPU of both
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     with pytest.raises(ValueError, match="wants 4 GPUs and this machine has 3"):
         pools.Here(store, "", [task(gpus=4)])
 

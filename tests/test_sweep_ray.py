@@ -231,6 +231,25 @@ def test_what_ray_says_of_a_lost_task_is_not_said_of_those_that_need_it(tmp_path
     assert errors == [lost, f"not tried, as {tasks[0].name}, which it begins with, failed: {lost}"]
 
 
+def test_what_needs_a_task_that_no_node_fits_any_more_says_so(tmp_path):
+    made = grid.read({"name": "x", "out": str(tmp_path), "runs": [{"method": "mtt", "settings": {"num_experts": 1}}]})
+    expert, run = [run.task for run in [*made.first.values(), *made.runs]]
+
+    class Cancelled(Exception):
+        pass
+
+    def get(ref: str) -> None:
+        raise Cancelled
+
+    pool = object.__new__(pools.OnRay)
+    pool.nodes, pool.notes, pool.lost, pool.tasks = {"n": {"NodeManagerAddress": "there"}}, [], {}, {"a": expert, "b": run}
+    pool.ray = SimpleNamespace(wait=lambda refs, **_: ([ref for ref in refs if ref == "b"], refs), nodes=list, get=get,
+                               cancel=lambda ref, force: None, exceptions=SimpleNamespace(RayError=Cancelled))
+    errors = {task.name: record["error"] for task, record in pool.ended()}
+    gone = "it wants 1 CPUs, and no node that is left has all of it"
+    assert errors == {expert.name: gone, run.name: f"not tried, as {expert.name}, which it begins with, failed: {gone}"}
+
+
 def test_a_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "path", lambda self, *parts: "/".join([self.address, "elsewhere", *parts]))
     with pytest.raises(ValueError, match=r"node \w+ \(.*\) does not see .*/out: name a folder with --out that all nodes see"):

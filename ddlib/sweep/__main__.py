@@ -38,7 +38,10 @@ def on_terminal(question: str) -> bool:
     """Ask on a terminal; elsewhere nobody can answer."""
     if not sys.stdin.isatty():
         return False
-    return input(f"the sweep would take {question}. Go on? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"the sweep would take {question}. Go on? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 if __name__ == "__main__":

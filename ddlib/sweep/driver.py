@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,12 +25,16 @@ COSTS = ("commit", "device", "minutes", "peak_mb")
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a sweep. records: by name of the run. happened: a line for everything that did not go straight."""
+    """What became of a sweep. records: by name of the run. happened: a line for everything that did not go straight.
+
+    unpublished: why rows are missing in the results file; "" where none are.
+    """
 
     grid: Grid
     records: Mapping[str, Mapping[str, Any]]
     happened: Sequence[str]
     text: str
+    unpublished: str = ""
 
     @property
     def failed(self) -> list[str]:
@@ -37,8 +42,8 @@ class Report:
 
     @property
     def status(self) -> int:
-        """Exit status: 0 if all runs succeeded, else 1."""
-        return int(bool(self.failed))
+        """Exit status: 0 if all runs succeeded and their rows are published, else 1."""
+        return int(bool(self.failed or self.unpublished))
 
 
 def publish(path: Path, rows: Sequence[Mapping[str, str]]) -> int:
@@ -59,12 +64,10 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
     grid = grids.read(source, **changes)
     session = uuid.uuid4().hex[:12]
     tasks = [each.task for each in [*grid.first.values(), *grid.runs]]
-    home = grid.results.parent if grid.store.remote else Path(grid.store.address)
     with contextlib.ExitStack() as after:
         if not dry_run:                                          # which only looks
-            after.enter_context(runs.alone(home))
-            if grid.store.remote:
-                after.enter_context(grid.store.alone())
+            after.enter_context(grid.store.alone() if grid.store.remote else runs.alone(Path(grid.store.address)))
+            grids.check_results(grid.results, write=True)
         records, told = recognised(tasks, grid)
         for line in told:
             print(line, flush=True)
@@ -77,6 +80,7 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
         first = [run for name, run in grid.first.items() if name in needed and name not in records]
         order = [run.task for run in [*first, *todo]]
         pool: Here | OnRay | None = None
+        unpublished = ""
         if todo and not (dry_run and ray):                       # to tell of a cluster would be to connect to it
             pool = OnRay(grid.store, session, order, ray, grid.workers) if ray else Here(grid.store, session, order, grid.workers)
             after.callback(lambda: pool.close())
@@ -92,15 +96,16 @@ def run(source: Mapping[str, Any] | Path | str, *, ray: str = "", yes: bool = Fa
             try:
                 for each in order:
                     publish(grid.results, records[each.name]["rows"])
-            except OSError as error:
-                pool.notes.append(f"rows are missing in {grid.results} ({error}): make room and start the sweep again, which adds them")
+            except (OSError, ValueError) as error:
+                unpublished = f"rows are missing in {grid.results} ({error}): mend that and start the sweep again, which adds them"
+                pool.notes.append(unpublished)
         notes = pool.notes if pool else []
         if grid.store.remote and grid.results.is_file() and not dry_run:
             try:
                 grid.store.put(grid.results, grid.results.name)
             except Exception as error:                           # hours of work are reported whatever happens to a copy
                 notes.append(f"{grid.results} could not be copied to {grid.store.address} ({error})")
-        return summary(grid, records, session, notes)
+        return dataclasses.replace(summary(grid, records, session, notes), unpublished=unpublished)
 
 
 def recognised(tasks: Sequence[Task], grid: Grid) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
@@ -133,7 +138,7 @@ def work_off(pool: Here | OnRay, order: Sequence[Task], grid: Grid, progress: re
                 progress.tick()
                 for task, record in pool.ended():
                     records[task.name] = record
-                    with contextlib.suppress(OSError):           # its disk may have room again at the end
+                    with contextlib.suppress(OSError, ValueError):           # it may be mended by the end, when it is tried again
                         publish(grid.results, record["rows"])
                     progress.ended(task, record)
         except BaseException:

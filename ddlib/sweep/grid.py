@@ -13,11 +13,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -80,9 +82,10 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
     known("limits", given.get("limits", {}), LIMITS)
     if least := [key for key in ("workers", "retries", "timeout_minutes") if given.get(key, 0) < 0]:
         raise ValueError(f"{least[0]} must be at least 0, got {given[least[0]]}")
-    local = runs.folder() / "sweeps" / name
-    store = Store(given.get("out") or str(local), given.get("shared", ""))
-    results = Path(given.get("results") or ((local if store.remote else Path(store.address)) / "measured.csv")).expanduser().resolve()
+    local = lambda: runs.folder() / "sweeps" / name              # which makes runs/ where there is none
+    store = Store(given.get("out") or str(local()), given.get("shared", ""))
+    beside = lambda: local() if store.remote else Path(store.address)
+    results = Path(given.get("results") or beside() / "measured.csv").expanduser().resolve()
     check_results(results)
     common = {key: given[key] for key in ("retries", "timeout_minutes") if key in given}
     expanded: dict[str, Run] = {}
@@ -111,8 +114,10 @@ def read(source: Mapping[str, Any] | Path | str, **changes: Any) -> Grid:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     # what decides a result may be written in two ways: a run goes on in the folder that it was begun in
-    lying = {folder.rpartition("-")[2]: folder for folder in store.folders()}
-    begun = lambda run: dataclasses.replace(run, task=dataclasses.replace(run.task, kept=lying.get(run.task.identity[:8], "")))
+    there = store.folders()
+    lying = {folder.rpartition("-")[2]: folder for folder in sorted(there)}
+    kept = lambda task: "" if task.folder in there else lying.get(task.identity[:8], "")
+    begun = lambda run: dataclasses.replace(run, task=dataclasses.replace(run.task, kept=kept(run.task)))
     first, expanded = ({name: begun(run) for name, run in each.items()} for each in (first, expanded))
     # a buffer's folder is known when its tasks are: all runs may have asked for experts of it
     complete = [dataclasses.replace(run, task=dataclasses.replace(run.task, needs=tuple(first[need].task.folder for need in run.needs)))
@@ -128,11 +133,18 @@ def plain(name: str) -> str:
     return name
 
 
-def check_results(path: Path) -> None:
-    """ValueError for a file that rows cannot be appended to."""
+def check_results(path: Path, write: bool = False) -> None:
+    """ValueError for a file that rows cannot be appended to; write: find out by opening it."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file: name another for the results")
     evaluate.read_rows(path, evaluate.COLUMNS)
+    if write:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab"):
+                pass
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written ({error.strerror}): name another for the results") from None
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -154,8 +166,10 @@ def known(where: str, given: Mapping[str, Any], kinds: Mapping[str, Any]) -> Non
     for key, value in given.items():
         if key not in kinds:
             raise ValueError(f"{where} has no key {key!r}; it has {', '.join(kinds)}")
-        if not isinstance(value, kinds[key]) or isinstance(value, bool):
+        if not isinstance(value, kinds[key]) or isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(f"{key} must be {KINDS[kinds[key]]}, got {value!r}")
+        if kinds[key] == (str, list) and (odd := [each for each in listed(value) if not isinstance(each, str)]):
+            raise ValueError(f"{key} must be text or a list of texts, got {odd[0]!r} in it")
 
 
 def listed(value: Any) -> list[Any]:
@@ -176,7 +190,13 @@ def identity(**claim: Any) -> str:
 
 def surroundings(limits: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the bits of a result besides its settings, code and data: threads, the kind of device, which kernels are used."""
-    return {"threads": limits.get("cpus", 1), "gpu": bool(limits.get("gpus")), "kernels": os.environ.get("DDLIB_KERNELS", "")}
+    return {"threads": limits.get("cpus", 1), "gpu": bool(limits.get("gpus")), "kernels": environment()["kernels"]}
+
+
+def environment() -> dict[str, Any]:
+    """What children get of this process's environment, wherever they run. They work elsewhere: a folder is told in full."""
+    folder = os.environ.get("DDLIB_DATA", "")
+    return {"data_folder": str(Path(folder).expanduser().resolve()) if folder else "", "kernels": os.environ.get("DDLIB_KERNELS", "")}
 
 
 @cache
@@ -230,7 +250,7 @@ def expand_method(entry: Mapping[str, Any], limits: Mapping[str, Any], first: di
         needs = begin_with(config, real, limits, first)
         lies = f"gan/{cgan.folder_name(real, config)}" if method is cgan else ""
         task = Task(name=title(entry, f"{stem}.{preset}", changes), kind="method", words=tuple(words), rows=len(wanted),
-                    code=code_version(), place=lies, data=real.fingerprint, data_folder=os.environ.get("DDLIB_DATA", ""),
+                    code=code_version(), place=lies, data=real.fingerprint, **environment(),
                     identity=identity(method=stem, preset=preset, config=dataclasses.asdict(config), protocols=wanted,
                                       code=code_version(), data=checksum(config.dataset), **surroundings(limits)), **limits)
         yield Run(task, needs, method.NAME, preset, config)
@@ -265,7 +285,7 @@ def begin_with(config: Any, real: data.ImageSet, limits: Mapping[str, Any], firs
     With the most that any run asks of them, so that the order of the runs decides nothing. What lies there is used as it is,
     so threads are no part of their identity.
     """
-    common = {"code": code_version(), "data_folder": os.environ.get("DDLIB_DATA", ""), **limits}
+    common = {"code": code_version(), **environment(), **limits}
     flags = lambda settings: [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     made: list[Run] = []
     if hasattr(config, "experts"):
@@ -307,6 +327,8 @@ def expand_chapter(entry: Mapping[str, Any], limits: Mapping[str, Any], first: d
     book = [(path.name, hashed(path)) for path in sorted((PACKAGE.parent / "book" / "results").rglob("*"))
             if path.is_file() and path.resolve() != results and not path.name.startswith(".")]
     parameters = {key: entry[key] for key in ("preset",) if key in entry} | entry.get("parameters", {})
+    if "preset" in entry and "preset" in entry.get("parameters", {}):
+        raise ValueError("parameters has a 'preset', too: write it once")
     if taken := parameters.keys() & {"chapter", "out", "results"}:
         raise ValueError(f"{taken.pop()!r} is no parameter to give here: a sweep sets it")
     for chosen in product({"chapter": entry["chapter"], **parameters}):
@@ -321,10 +343,15 @@ def expand_chapter(entry: Mapping[str, Any], limits: Mapping[str, Any], first: d
         if values.get("protocol"):
             evaluate.with_options(values["protocol"])
         task = Task(name=title(entry, notebook.stem, dict(pairs)), kind="chapter", words=tuple(words), chapter=notebook.stem,
-                    rows=int("results" in known_here), code=code_version(notebook.stem), data_folder=os.environ.get("DDLIB_DATA", ""),
-                    identity=identity(chapter=notebook.stem, parameters=values, code=code_version(notebook.stem), data=found, book=book,
-                                      **surroundings(limits)), **limits)
+                    rows=int("results" in known_here), code=code_version(notebook.stem), **environment(),
+                    identity=identity(chapter=notebook.stem, parameters=changed(values, known_here), code=code_version(notebook.stem),
+                                      data=found, book=book, **surroundings(limits)), **limits)
         yield Run(task, preset=preset)
+
+
+def changed(values: Mapping[str, Any], parameters: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The values that are not the notebook's own."""
+    return {key: value for key, value in values.items() if value != ast.literal_eval(parameters[key]["default"])}
 
 
 @cache

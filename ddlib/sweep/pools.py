@@ -14,7 +14,7 @@ from concurrent import futures
 from typing import Any
 
 from ddlib.sweep import work
-from ddlib.sweep.store import Store
+from ddlib.sweep.store import Store, first_line
 from ddlib.sweep.work import Task, code_version, execute
 
 LOST = 3                                                         # lost workers that a task survives, besides its own retries
@@ -40,6 +40,7 @@ class Here:
             bounds.append(int(len(visible_gpus()) / most))
             if not bounds[-1]:
                 raise ValueError(f"a run wants {most:g} GPUs and this machine has {len(visible_gpus())}: ask for fewer in its resources")
+        self.gpus = most
         if most and workers > bounds[-1]:
             raise ValueError(f"{workers} workers want {most:g} GPUs each and this machine has {len(visible_gpus())}: "
                              f"use at most {bounds[-1]} workers")
@@ -73,7 +74,7 @@ class Here:
         slot = self.slots.get()
         try:
             for _ in range(1 + task.retries):
-                record = execute(task, self.store, self.session, share(slot, task.gpus))
+                record = execute(task, self.store, self.session, share(slot, task.gpus, self.gpus))
                 if record["state"] == "finished":
                     break
             return record
@@ -108,9 +109,12 @@ def visible_gpus() -> list[str]:
     return [name for name in named.split(",") if name] if named is not None else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def share(slot: int, gpus: float) -> str:
-    """CUDA_VISIBLE_DEVICES of a child: none if it asks for none, so that the same grid gives the same everywhere."""
-    first = int(slot * gpus)
+def share(slot: int, gpus: float, most: float) -> str:
+    """CUDA_VISIBLE_DEVICES of a child: none if it asks for none, so that the same grid gives the same everywhere.
+
+    most: what any run asks for, and each slot has for itself.
+    """
+    first = int(slot * most)
     return ",".join(visible_gpus()[first:first + max(1, int(gpus))]) if gpus else ""
 
 
@@ -156,7 +160,7 @@ class OnRay:
                 try:
                     ray.init(address=address, **quiet)
                 except (ConnectionError, RuntimeError, ValueError) as error:
-                    raise ConnectionError(f"no Ray cluster answers at {address!r} ({str(error).splitlines()[0]}): "
+                    raise ConnectionError(f"no Ray cluster answers at {address!r} ({first_line(error)}): "
                                           "start one with `ray start --head`, or use --ray local") from None
         self.nodes = self.alive()
         self.notes: list[str] = []
@@ -197,7 +201,7 @@ class OnRay:
             try:
                 version = self.ray.get(ref, timeout=120)
             except self.ray.exceptions.RayError as error:
-                raise ValueError(f"{where} does not answer ({str(error).splitlines()[0]}): start it again, or go on without it") from None
+                raise ValueError(f"{where} does not answer ({first_line(error)}): start it again, or go on without it") from None
             if version.startswith("error: "):
                 raise ValueError(f"{where} cannot import ddlib ({version.removeprefix('error: ')}): install it there, as here")
             if version == "blind":
@@ -229,15 +233,15 @@ class OnRay:
                 if ref not in done and not self.fits(task):
                     self.ray.cancel(ref, force=True)
                     del self.tasks[ref]
-                    yield task, unfinished(task, f"it wants {wants(task)}, and no node that is left has all of it")
+                    self.lost[task.folder] = task.name, f"it wants {wants(task)}, and no node that is left has all of it"
+                    yield task, unfinished(task, self.lost[task.folder][1])
         for ref in done:
             task = self.tasks.pop(ref)
             try:
                 yield task, self.ray.get(ref)
             except self.ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
-                first = (str(cause).splitlines() or [type(cause).__name__])[0]
-                first = first if isinstance(cause, Again) else f"its worker was lost for good: {first}"
+                first = ("" if isinstance(cause, Again) else "its worker was lost for good: ") + first_line(cause)
                 # what Ray says of a task whose need has failed is what it says of that need
                 bad = next((need for need in task.needs if need in self.lost), "")
                 if not bad:

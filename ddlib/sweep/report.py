@@ -26,7 +26,7 @@ class Estimate:
 def estimate(run: Run, rows: Sequence[Mapping[str, str]]) -> Estimate:
     """From the rows of the same method, preset and dataset, of the same ipc if there are any; minutes go by outer steps."""
     found = [row for row in rows if run.method and (row["method"], row["preset"], row["dataset"])
-             == (run.method, run.preset, run.config.dataset) and row["minutes"] and row["peak_mb"]]
+             == (run.method, run.preset, run.config.dataset) and row["minutes"] and row["peak_mb"] and row["budget_scalars"]]
     found = [row for row in found if row["ipc"] == f"{run.config.ipc:g}"] or found
     if not found:
         return Estimate(None, None, run.bytes / 1e9)

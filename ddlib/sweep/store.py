@@ -9,19 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 SEND_SECONDS = 30.0                                              # between two sendings of what a run has written so far
-SCRATCH = "ddlib-sweep-"                                         # folders of that name, and of a process, hold what lies far away
+READ_BACK_SECONDS = 1.0                                          # after which of two that came at once only one is in an address
+# folders of that name, and of a process of this machine, hold what lies far away
+SCRATCH = f"ddlib-sweep-{re.sub(r'[^A-Za-z0-9]', '', socket.gethostname())}-"
 State = tuple[int, int]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def state(path: Path) -> State:
@@ -36,6 +45,8 @@ class Store:
         self.remote = "://" in address
         self.address = address.rstrip("/") if self.remote else str(Path(address).expanduser().resolve())
         self.shared = Path(shared or self.address).expanduser().resolve() / ("" if shared else "shared")
+        if self.remote and shared:
+            raise ValueError(f"shared is for sweeps in a folder; at {self.address} experts and GANs lie with their tasks: leave it out")
         if self.remote:
             self.fs                                              # noqa: B018 - an unknown protocol is an error now
 
@@ -59,7 +70,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except Exception as error:                               # the first contact, and storage has errors of its own
-            raise OSError(f"{self.address} cannot be reached ({str(error).splitlines()[0]}): mend that, or choose another --out") from None
+            raise OSError(f"{self.address} cannot be reached ({first_line(error)}): mend that, or choose another --out") from None
 
     def read(self, *parts: str) -> bytes | None:
         """A small file, None where there is none."""
@@ -121,8 +132,8 @@ class Store:
         while not ended.wait(SEND_SECONDS):
             try:
                 self.send(folder, name, sent)
-            except OSError as error:                             # the last sending, which must succeed, says so again
-                print(f"sweep: {self.path(name)} could not be written ({error})", flush=True)
+            except Exception as error:                           # the last sending, which must succeed, says so again
+                print(f"sweep: {self.path(name)} could not be written ({first_line(error)})", flush=True)
 
     def send(self, folder: Path, name: str, sent: dict[Path, State]) -> None:
         """Bring the sweep's copy up to date with `folder`, of which `sent` is known to be there; a record goes last."""
@@ -139,6 +150,8 @@ class Store:
             for path in filter(copies.__contains__, order):
                 self.put_whole(copies[path][0], target(path))
                 sent[path] = copies[path][1]
+        if not folder.is_dir():
+            raise OSError(f"{folder} has gone while a run worked in it: was the folder for temporary files cleared?")
         for path in [path for path in sent if not path.is_file()]:       # last: a checkpoint's successor is there by now
             with suppress(FileNotFoundError):
                 self.fs.rm_file(target(path))
@@ -163,37 +176,50 @@ class Store:
         """Hold an address as long as this process lives: a note there, renewed every SEND_SECONDS; ValueError if another holds it.
 
         Who finds a note waits for it to be renewed, so that no two clocks have to agree; that of a process of this machine which
-        has ended counts for nothing.
+        has ended counts for nothing. Of two that come at once the one whose note stays goes on.
         """
-        mine = {"host": socket.gethostname(), "pid": os.getpid()}
-        note = self.path("driver.json")
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "sweep": uuid.uuid4().hex}
+        note, ended = self.path("driver.json"), threading.Event()
 
         def say(count: int) -> None:
-            self.fs.makedirs(self.address, exist_ok=True)
-            self.fs.pipe_file(note, json.dumps(mine | {"count": count}).encode())
+            with tempfile.NamedTemporaryFile("w", prefix="ddlib-note-") as file:
+                file.write(json.dumps(mine | {"count": count}))
+                file.flush()
+                self.put_whole(Path(file.name), note)
 
-        def theirs() -> dict[str, Any]:
+        def there() -> dict[str, Any]:
             try:
                 found = json.loads(self.read("driver.json") or b"{}")
-                return found if isinstance(found, dict) else {}
             except ValueError:
                 return {}
+            return found if isinstance(found, dict) else {}
+
+        def refuse(other: Mapping[str, Any]) -> None:
+            raise ValueError(f"another process, {other.get('pid')} on {other.get('host')}, is working in {self.address}: "
+                             "wait for it or choose another --out")
 
         def renew() -> None:
             count = 1
             while not ended.wait(SEND_SECONDS):
                 with suppress(Exception):                        # far away: the next one may arrive
-                    say(count := count + 1)
+                    if there().get("sweep", mine["sweep"]) == mine["sweep"]:
+                        say(count := count + 1)
 
-        found = theirs()
-        if found and not (found.get("host") == mine["host"] and not lives(found.get("pid"))):
-            print(f"{note} is of a sweep on {found.get('host')}: looking whether it is still running", flush=True)
-            time.sleep(1.5 * SEND_SECONDS)
-            if theirs() not in ({}, found):
-                raise ValueError(f"another process, {found.get('pid')} on {found.get('host')}, is working in {self.address}: "
-                                 "wait for it or choose another --out")
-        ended = threading.Event()
-        say(0)
+        try:
+            found = there()
+            if found and not (found.get("host") == mine["host"] and not lives(found.get("pid"))):
+                print(f"{note} is of a sweep on {found.get('host')}: looking whether it is still running", flush=True)
+                time.sleep(1.5 * SEND_SECONDS)
+                if (now := there()) not in ({}, found):
+                    refuse(now)
+            say(0)
+            time.sleep(READ_BACK_SECONDS)
+            if (now := there()).get("sweep", mine["sweep"]) != mine["sweep"]:
+                refuse(now)
+        except (OSError, ValueError):
+            raise
+        except Exception as error:                               # storage has errors of its own
+            raise OSError(f"{note} cannot be written ({first_line(error)}): mend that, or choose another --out") from None
         renewing = threading.Thread(target=renew, daemon=True)
         renewing.start()
         try:
@@ -202,14 +228,15 @@ class Store:
             ended.set()
             renewing.join()
             with suppress(Exception):
-                self.fs.rm_file(note)
+                if there().get("sweep") == mine["sweep"]:
+                    self.fs.rm_file(note)
 
 
 def lives(pid: Any) -> bool:
     """Whether a process of this machine is there."""
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, TypeError, ValueError):
+    except (ProcessLookupError, OverflowError, TypeError, ValueError):
         return False
     except PermissionError:
         pass

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ddlib import files
-from ddlib.sweep.store import State, Store, state
+from ddlib.sweep.store import State, Store, first_line, state
 
 PACKAGE = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 3.0                                              # between asking a child to end and ending it
@@ -73,6 +73,7 @@ class Task:
     place: str = ""                                              # where a GAN lies in $DDLIB_RUNS
     data: str = ""                                               # fingerprint of a method's dataset
     data_folder: str = ""                                        # $DDLIB_DATA where the sweep was started
+    kernels: str = ""                                            # and $DDLIB_KERNELS
     kept: str = ""                                               # its folder, if it was begun under another name
 
     @property
@@ -125,8 +126,10 @@ def code_version(chapter: str = "", all_of_it: bool = False) -> str:
 def finished(task: Task, store: Store) -> tuple[dict[str, Any] | None, str]:
     """(the record of a task that was finished before, or None; what is wrong with one that there is)."""
     text = store.read(task.folder, "record.json")
-    if text is None or task.place:                               # a GAN is looked at where it lies, which takes seconds
+    if text is None or task.kind == "gan":                       # which is looked at where it lies: that takes seconds
         return None, ""
+    if task.place and not store.remote and not (store.shared / task.place / "distilled.safetensors").is_file():
+        return None, f"{store.shared / task.place} is not what it was"
     try:
         record = json.loads(text)
         if record["identity"] != task.identity:
@@ -157,12 +160,12 @@ def execute(task: Task, store: Store, session: str, gpus: str | None = None) -> 
             before, problem = finished(task, store)
             if before:
                 return before | {"attempts": attempts}
-            if attempts and re.search(r"delete (it|its folder)\b", attempts[-1]["outcome"]):
-                problem = problem or attempts[-1]["outcome"]     # the method itself has found what `damage` does not look at
-            if problem := problem or damage(folder):
+            last = attempts[-1]["outcome"] if attempts else ""
+            asked = last if re.search(r"delete (it|its folder)\b", last) else ""    # the method has found what `damage` does not look at
+            if problem := problem or ("" if task.place else asked) or damage(folder):
                 set_aside(folder)
                 attempt["notes"].append(f"began anew: {problem}")
-            if task.place and (problem := damage_of_shared(home / task.place)):
+            if task.place and (problem := damage_of_shared(home / task.place, asked)):
                 attempt["notes"].append(f"began anew: {problem}")
             attempts.append(attempt)
             save_attempts(folder, attempts)
@@ -177,7 +180,7 @@ def execute(task: Task, store: Store, session: str, gpus: str | None = None) -> 
                            "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
                 save_attempts(folder, attempts)
                 files.write_text(folder / "record.json", json.dumps(record, indent=1))
-            except (Failed, Stopped, OSError) as error:
+            except Exception as error:
                 attempt["outcome"] = "interrupted" if isinstance(error, Stopped) else plain(error, folder)
                 with suppress(OSError):
                     save_attempts(folder, attempts)
@@ -202,11 +205,11 @@ def node() -> str:
 
 def plain(error: BaseException, folder: Path | None = None) -> str:
     """What went wrong in one line. A full disk leaves no room for a log that says so, and is named here."""
-    text = str(error) or type(error).__name__
+    text = str(error)
     full = folder is not None and shutil.disk_usage(folder).free < 2**16
     if full or "No space left" in text or "StorageFull" in text or "Disk quota" in text:
         return f"the disk of {folder or 'the sweep'} is full: make room and start the sweep again"
-    return text.splitlines()[0]
+    return first_line(error)
 
 
 def load_json(path: Path, default: Any) -> Any:
@@ -228,10 +231,15 @@ def save_attempts(folder: Path, attempts: list[dict[str, Any]]) -> None:
 @contextmanager
 def held(folder: Path) -> Iterator[int]:
     """Hold the folder, also against the child of a worker that was lost, which inherits the lock and dies soon."""
-    try:
-        lock = files.lock(folder / ".sweep", LOCK_SECONDS)
-    except BlockingIOError:
-        raise Failed(f"another process is working in {folder}: is the same sweep running twice?") from None
+    deadline, lock = time.monotonic() + LOCK_SECONDS, None
+    while lock is None:
+        try:
+            lock = files.lock(folder / ".sweep", 0.5)
+        except BlockingIOError:
+            if stopping.is_set():
+                raise Stopped("the sweep was interrupted") from None
+            if time.monotonic() > deadline:
+                raise Failed(f"another process is working in {folder}: is the same sweep running twice?") from None
     with lock:
         yield lock.fileno()
 
@@ -268,14 +276,14 @@ def mending(work: Callable[[], None]) -> list[str]:
             found.append(line)
 
 
-def damage_of_shared(folder: Path) -> str:
-    """`damage` of a folder that other runs may be working in, which is set aside if there is any."""
+def damage_of_shared(folder: Path, known: str = "") -> str:
+    """`damage` of a folder that other runs may be working in, known or found, which is set aside if there is any."""
     from ddlib import runs
 
     if not folder.is_dir():
         return ""
     with suppress(ValueError), runs.alone(folder):               # whoever works in it has looked
-        if problem := damage(folder):
+        if problem := known or damage(folder):
             set_aside(folder)
         return problem
     return ""
@@ -300,8 +308,11 @@ def child(task: Task, folder: Path, home: Path, lock: int, gpus: str | None) -> 
         "DDLIB_RUNS": str(home), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])), "PYTHONUNBUFFERED": "1"}
     environment |= {"DDLIB_DATA": task.data_folder} if task.data_folder else {}
+    environment |= {"DDLIB_KERNELS": task.kernels} if task.kernels else {}
+    if not task.kernels:
+        environment.pop("DDLIB_KERNELS", None)
     environment |= {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
-    with open(folder / "log.txt", "a+", encoding="utf-8") as log:
+    with open(folder / "log.txt", "a+", encoding="utf-8", errors="replace") as log:
         log.write(f"--- {task.shown} on {node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         log.flush()
         begun = log.tell()
