@@ -67,6 +67,9 @@ if fault.exists():
     if kind == "latin":
         sys.stdout.buffer.write(b"error: caf\\xe9 is closed\\n")
         sys.exit(1)
+    if kind == "rows":
+        open("rows.csv", "wb").write(b"\\xff\\n")
+        sys.exit()
     if kind == "leave":
         subprocess.Popen(["sleep", "100"])                       # works on when it has ended
     if kind == "damaged":
@@ -496,6 +499,13 @@ def test_an_error_in_another_encoding_is_the_one_that_is_told(tmp_path, faults):
     found = start(tmp_path, retries=0)
     assert found.records["dm.tiny.seed=1"]["error"] == "caf\ufffd is closed"
     assert found.records["dm.tiny.seed=1"]["attempts"][0]["outcome"] == "caf\ufffd is closed"
+
+
+def test_rows_that_are_no_text_fail_a_run_that_is_tried_again(tmp_path, faults):
+    faults("dm.tiny.seed=1", "rows")
+    found = start(tmp_path, retries=0)
+    (attempt,) = found.records["dm.tiny.seed=1"]["attempts"]
+    assert "codec can't decode" in attempt["outcome"] and pools.failures(found.records["dm.tiny.seed=1"], attempt["session"]) == 1
 
 
 @pytest.mark.parametrize("how", ["damaged", "asked"])
@@ -936,10 +946,19 @@ def test_one_sweep_at_a_time_at_an_address(tmp_path, faults, monkeypatch, capsys
 def test_of_two_sweeps_that_come_to_an_address_at_once_one_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("ddlib.sweep.store.READ_BACK_SECONDS", 0.5)
     monkeypatch.setattr("ddlib.sweep.store.SEND_SECONDS", 0.2)
-    far, began, held, most = Store(f"memory://{tmp_path.name}-two"), threading.Barrier(2), [], []
+    far, came, real, held, most = Store(f"memory://{tmp_path.name}-two"), threading.Barrier(2), Store.read, [], []
+    first: list[str] = []
+
+    def read_(self: Store, *parts: str) -> bytes | None:
+        found = real(self, *parts)
+        if len(first) < 2:                                       # both see that nobody is there
+            first.append("look")
+            came.wait(30)
+        return found
+
+    monkeypatch.setattr(Store, "read", read_)
 
     def come() -> None:
-        began.wait()
         with suppress(ValueError), far.alone():
             held.append(1)
             most.append(len(held))
@@ -987,7 +1006,7 @@ def test_what_killed_workers_left_in_the_temporary_folder_is_removed(tmp_path, m
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left = f"{SCRATCH}{ended.pid}-a"
-    others = [f"{SCRATCH}{os.getpid()}-b", f"{SCRATCH}x-c", f"ddlib-sweep-another-{ended.pid}-d", "other"]     # of another machine, too
+    others = [f"{SCRATCH}{os.getpid()}-b", f"{SCRATCH}x-c", f"ddlib-sweep-{ended.pid}-{ended.pid}-d", "other"]     # of another machine, too
     for name in (left, *others):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
